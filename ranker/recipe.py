@@ -20,10 +20,10 @@ from ranker.baselines.score import BaselinePlan, training_rows
 from ranker.counterfactual.gate import GateAnswers, rate_breaches
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset
-from ranker.data.embeddings import PinEmbeddings, svd_embeddings
+from ranker.data.embeddings import PinEmbeddings, PinVectors, svd_embeddings
 from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
 from ranker.data.shown import Impressions, Shown, read_shown
-from ranker.embedding.vector_file import SavedVectors
+from ranker.embedding.vector_file import GivenVectors
 from ranker.errors import GateError, SettingError
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrated, refusal, shortfalls
@@ -59,7 +59,7 @@ def make_bundle(
     *,
     baseline_requests_max: int = 0,
     published: Sequence[Manifest] = (),
-    vectors: SavedVectors | None = None,
+    vectors: GivenVectors | None = None,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -96,15 +96,16 @@ def make_bundle(
         reporter.note(note)
     log = source.log
     recipe = _of_parent(recipe, parent, source)
-    parent = _with_vectors(parent, vectors)
-    target = target_of(recipe, log, parent, source.heads, vectors.embeddings.space if vectors else None)
+    _check_space(parent, vectors)
+    target = target_of(recipe, log, parent, source.heads, vectors.space if vectors else None)
     if gates:
         check_rate_gates(gates.rates, source.heads, target.parties)
     answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
     embeddings = _embeddings(source, recipe, reporter, parent, vectors)
     others = [*published, parent.bundle.manifest] if parent else published
     target = replace(target, draft=in_space(target.draft, embeddings.space, others))
-    network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
+    work = execution or Execution()
+    network, validation = _learn(source, vectors or embeddings, recipe, target, reporter, work, parent)
     logits = predict(network, validation)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(source.heads))]
     parts = _bundle_parts(dataset, source, embeddings, calibrations, recipe, target.draft, validation, logits)
@@ -119,8 +120,9 @@ def make_bundle(
         baseline_requests_max,
         newest_requests_max=recipe.newest_requests_max,
         seed=recipe.training.seed,
-        threads=(execution or Execution()).threads,
+        threads=work.threads,
     )
+    given = [vectors] if vectors else []
     with reporter.step("test") as progress:
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
@@ -134,12 +136,20 @@ def make_bundle(
             progress=lambda what, done, total: progress(done, total, what),
             shown=source.shown,
             against=plan if baseline_requests_max else None,
+            vectors=given,
         )
     lost = losses(measured, "this", "parent", gates) if parent and gates else []
     if gates and answers:
         with reporter.step("counterfactual gates"):
             test = score_test(
-                bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=answers.shown
+                bundles,
+                log,
+                OpenVinoEngine,
+                sampling,
+                recipe.training.seed,
+                recipe.split,
+                shown=answers.shown,
+                vectors=given,
             )
             reporter.note(answers.described(len(test.users)))
             lost += rate_breaches(test, "this", "parent", gates.rates)
@@ -219,7 +229,7 @@ def assist(
     execution: Execution,
     parent: Parent | None = None,
     impressions: Impressions | None = None,
-    vectors: SavedVectors | None = None,
+    vectors: GivenVectors | None = None,
 ) -> None:
     """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
@@ -227,27 +237,26 @@ def assist(
     """
     source = _source(dataset, parent, impressions)
     recipe = _of_parent(recipe, parent, source)
-    parent = _with_vectors(parent, vectors)
-    target = target_of(recipe, source.log, parent, source.heads, vectors.embeddings.space if vectors else None)
+    _check_space(parent, vectors)
+    target = target_of(recipe, source.log, parent, source.heads, vectors.space if vectors else None)
     embeddings = _embeddings(source, recipe, reporter, parent, vectors)
-    _learn(source, embeddings, recipe, target, reporter, execution, parent)
+    _learn(source, vectors or embeddings, recipe, target, reporter, execution, parent)
 
 
-def _with_vectors(parent: Parent | None, vectors: SavedVectors | None) -> Parent | None:
-    """Return the parent with a refresh of its vectors. Raises SettingError if they are of another space."""
+def _check_space(parent: Parent | None, vectors: GivenVectors | None) -> None:
+    """Raise SettingError if vectors are of another space than those of the parent."""
     if parent is None or vectors is None:
-        return parent
-    own, theirs = vectors.embeddings.space, parent.embeddings.space
+        return
+    own, theirs = vectors.space, parent.embeddings.space
     if own != theirs:
         raise SettingError(
             f"{parent.bundle.manifest.ref} reads vectors of {theirs.ref}, and the file has vectors of {own.ref}; "
             "rotate them with `pinrank embed align`, or train without --parent"
         )
-    return replace(parent, embeddings=vectors.embeddings)
 
 
 def _embeddings(
-    source: _Source, recipe: Recipe, reporter: Reporter, parent: Parent | None, vectors: SavedVectors | None
+    source: _Source, recipe: Recipe, reporter: Reporter, parent: Parent | None, vectors: GivenVectors | None
 ) -> PinEmbeddings:
     """Return the vectors of pins to learn from: given ones, the parent's, or those of an SVD."""
     if source.shown is None:
@@ -256,7 +265,7 @@ def _embeddings(
         log, until_ms = source.shown.dataset, int(source.shown.requests.time_ms[0])
     if vectors is not None:
         vectors.refuse_after(until_ms)
-        return vectors.embeddings
+        return vectors.saved(log, until_ms)
     if parent is not None:
         return parent.embeddings
     with reporter.step("embeddings"):
@@ -265,7 +274,7 @@ def _embeddings(
 
 def _learn(
     source: _Source,
-    embeddings: PinEmbeddings,
+    vectors: PinVectors,
     recipe: Recipe,
     target: Target,
     reporter: Reporter,
@@ -277,7 +286,7 @@ def _learn(
     def examples_of(part: Part, sampling: Sampling, attributes: Sequence[str] = ()) -> Examples:
         with reporter.step(f"{part} examples") as progress:
             builder = example_builder(
-                source.log, source.shown, embeddings, target.draft, recipe.split, sampling, recipe.training.seed
+                source.log, source.shown, vectors, target.draft, recipe.split, sampling, recipe.training.seed
             )
             return builder.build(part, progress, attributes)
 

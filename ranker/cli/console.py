@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
     from ranker.data.atomic.recbole import AtomicDataset
     from ranker.data.problems import Problem
+    from ranker.embedding.vector_file import GivenVectors
     from ranker.progress import StepProgress
 
 DataOption = Annotated[
@@ -110,6 +111,18 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
             folder = movielens.obtain(default_cache_dir())
     with reporter.step("reading data"):
         return read_atomic(folder, schema)
+
+
+def read_given_vectors(path: Path) -> GivenVectors:
+    """Read what `--pin-vectors` names: a file of vectors, or a network that makes them. Raises DatasetError."""
+    if path.suffix != ".npz":
+        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
+
+        return read_vectors(path)
+    from ranker.embedding.pins.as_of import NetworkVectors  # noqa: PLC0415 - it needs PyTorch
+    from ranker.embedding.pins.trained import read_network  # noqa: PLC0415
+
+    return NetworkVectors.of(read_network(path))
 
 
 def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:

@@ -15,7 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
+from ranker.cli.console import (
+    ActionsOption,
+    ConsoleReporter,
+    explained,
+    fail,
+    note_problems,
+    read_dataset,
+    read_given_vectors,
+    suspicious,
+)
 
 if TYPE_CHECKING:
     from ranker.data.atomic.recbole import AtomicDataset
@@ -157,8 +166,8 @@ def fill(
     pin_vectors: Annotated[
         Path | None,
         typer.Option(
-            help="Vectors of pins that `pinrank embed` wrote, in the model's embedding space. Default: those of the "
-            "bundle."
+            help="Vectors of pins, or network.npz, that `pinrank embed` made, in the model's embedding space. Default: "
+            "those of the bundle."
         ),
     ] = None,
     *,
@@ -183,16 +192,15 @@ def fill(
         from ranker.data.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.data.features import Groups, fill_store  # noqa: PLC0415
         from ranker.data.problems import refuse_future  # noqa: PLC0415
-        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
 
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
         groups = Groups.served_by(bundle.manifest)
-        embeddings = embeddings_of(bundle) if pin_vectors is None else read_vectors(pin_vectors).embeddings
+        vectors = embeddings_of(bundle) if pin_vectors is None else read_given_vectors(pin_vectors)
         theirs = groups.pin.field("embedding")
-        if pin_vectors is not None and isinstance(theirs, Embedding) and embeddings.space != theirs.space:
+        if pin_vectors is not None and isinstance(theirs, Embedding) and vectors.space != theirs.space:
             fail(
-                f"{pin_vectors} has vectors of {embeddings.space.ref}, and {bundle.manifest.ref} reads "
+                f"{pin_vectors} has vectors of {vectors.space.ref}, and {bundle.manifest.ref} reads "
                 f"{theirs.space.ref}; rotate them with `pinrank embed align`"
             )
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
@@ -205,7 +213,7 @@ def fill(
             target = open_store(feature_store, lasting=True)
             await target.start()
             try:
-                return await fill_store(target, log, embeddings, groups, replace=replace)
+                return await fill_store(target, log, vectors, groups, replace=replace)
             finally:
                 await target.close()
 

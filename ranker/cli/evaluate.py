@@ -10,7 +10,16 @@ import typer
 from rich.console import Console
 
 from kernels.engines import ENGINES
-from ranker.cli.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
+from ranker.cli.console import (
+    ActionsOption,
+    ConsoleReporter,
+    DataOption,
+    explained,
+    fail,
+    note_problems,
+    read_dataset,
+    read_given_vectors,
+)
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.result_files import ResultFiles
 
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
     from ranker.baselines.score import BaselinePlan
+    from ranker.embedding.vector_file import GivenVectors
     from ranker.evaluation.results import Evaluation
 
 
@@ -75,6 +85,14 @@ class ScoringOptions(OptionGroup):
     threads: Annotated[
         int | None, typer.Option(min=1, help="Cores that LightGBM uses. Default: all that are available.")
     ] = None
+    pin_vectors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Vectors of pins, or network.npz, that `pinrank embed` made, for the bundles that read their space, "
+            "instead of those that a bundle carries; repeat it for several spaces. A network makes vectors anew as "
+            "time goes on."
+        ),
+    ] = None
     engine: Annotated[str, typer.Option(help=f"Scoring engine: {', '.join(ENGINES)}.")] = "openvino"
 
     def plan(self, bundles: Mapping[str, Bundle]) -> BaselinePlan | None:
@@ -84,6 +102,9 @@ class ScoringOptions(OptionGroup):
             return None
         lineage = next(iter(bundles.values())).manifest.lineage
         return BaselinePlan.of_training(lineage, self.threads, self.baseline_requests_max)
+
+    def vectors(self) -> list[GivenVectors]:
+        return [read_given_vectors(path) for path in self.pin_vectors or []]
 
     def engine_factory(self) -> EngineFactory:
         from kernels.engines import engine_factory  # noqa: PLC0415
@@ -112,7 +133,7 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles)
 
         output.check(_report_writer)
         factory = scoring.engine_factory()
-        bundles = choice.read()
+        bundles, vectors = choice.read(), scoring.vectors()
         baseline = choice.named_baseline(bundles)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(scoring.data, scoring.actions, reporter)
@@ -128,6 +149,7 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles)
                 baseline=baseline,
                 data=dataset.name,
                 against=scoring.plan(bundles),
+                vectors=vectors,
             )
         output.write(evaluation, _report_writer)
         _show(evaluation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ranker.cli.console import ActionsOption, DataOption, fail
+from ranker.cli.console import ActionsOption, DataOption, fail, read_given_vectors
 from ranker.cli.options import OptionGroup
 from ranker.cli.places import check_folder, check_new_folder
 from ranker.errors import SettingError
@@ -20,7 +20,7 @@ from ranker.network.variants import VARIANTS, parse_sizes
 if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
     from ranker.data.shown import Impressions
-    from ranker.embedding.vector_file import SavedVectors
+    from ranker.embedding.vector_file import GivenVectors
     from ranker.evaluation.gates import Gates
     from ranker.training.checkpoint import CheckpointPlan
     from ranker.training.examples import Sampling
@@ -191,15 +191,13 @@ class DataOptions(OptionGroup):
     pin_vectors: Annotated[
         Path | None,
         typer.Option(
-            help="Vectors of pins that `pinrank embed` wrote, made of events before the training's (--before "
-            "training), instead of an SVD. With --parent: of its embedding space."
+            help="Vectors of pins, or network.npz, that `pinrank embed` made of events before the training's (--before "
+            "training), instead of an SVD. A network makes vectors anew as time goes on. With --parent: of its space."
         ),
     ] = None
 
-    def vectors(self) -> SavedVectors | None:
-        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
-
-        return None if self.pin_vectors is None else read_vectors(self.pin_vectors)
+    def vectors(self) -> GivenVectors | None:
+        return None if self.pin_vectors is None else read_given_vectors(self.pin_vectors)
 
     def shown(self) -> Impressions | None:
         from ranker.data.shown import Impressions  # noqa: PLC0415

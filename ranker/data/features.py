@@ -20,7 +20,7 @@ from model_store.bundle.manifest import Manifest
 from ranker.data.actions import ActionLog, ActionSchema
 from ranker.data.atomic.described import FILE as FEATURES_FILE
 from ranker.data.atomic.described import Described, Values, fields_of
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.embeddings import PinVectors
 from ranker.data.problems import refuse_future
 from ranker.data.users.rows import INTEREST_GROUP, InterestRows, UserRows, interest_group, rows_by_group
 from ranker.errors import DatasetError
@@ -244,7 +244,7 @@ def made_up_parties(pin_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 async def fill_store(
     store: Store,
     log: ActionLog,
-    embeddings: PinEmbeddings,
+    vectors: PinVectors,
     groups: Groups,
     progress: Callable[[str, int], None] = lambda _what, _count: None,
     before_ms: int | None = None,
@@ -259,7 +259,7 @@ async def fill_store(
     Args:
         store: a started store.
         log: the whole history.
-        embeddings: vectors in the space of `groups`.
+        vectors: of pins, in the space of `groups`.
         groups: groups to write; those of a bundle are `Groups.served_by(manifest)`.
         progress: called after each kind with its name and count.
         before_ms: only events strictly before this Unix time in milliseconds are read; None reads all.
@@ -280,9 +280,9 @@ async def fill_store(
         ):
             if group is not None:
                 await refuse_foreign(store, group, ids)
-    vectors = embeddings.of(log.pin_ids)
+    numbers = vectors.as_of(log, end_ms)
     written = {}
-    pins, users = pin_rows(log, groups.pin, vectors, end_ms), user_rows(log, groups.user, vectors, end_ms)
+    pins, users = pin_rows(log, groups.pin, numbers, end_ms), user_rows(log, groups.user, numbers, end_ms)
     further = rows_by_group(groups.further, log, pins.rows["embedding"], end_ms)
     # Every user gets a row in each further group, so that a row that is missing means that the store has lost it.
     listed_users = Values(log.user_values.ids, log.user_values.numbers[:, :0])

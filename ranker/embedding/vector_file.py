@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 
 from feature_client.bulk.columns import ColumnError, entity_ids, field_values
 from feature_client.groups import Embedding, EmbeddingSpace, Frozen
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.actions import ActionLog
+from ranker.data.embeddings import PinEmbeddings, PinVectors
 from ranker.data.problems import date_of
 from ranker.errors import DatasetError
 
@@ -45,6 +46,30 @@ class VectorsOrigin(Frozen):
     made_of: str = ""
 
 
+class GivenVectors(PinVectors, Protocol):
+    """Vectors of pins that a ranker is given to learn from: a file of them, or a network that makes them."""
+
+    def refuse_after(self, until_ms: int) -> None:
+        """Raise DatasetError unless they are known to be made of events before a time: a test would see the future."""
+        ...
+
+    def saved(self, log: ActionLog, before_ms: int) -> PinEmbeddings:
+        """Return those that a bundle carries: as of a time, in the order of pins' identifiers."""
+        ...
+
+
+def refuse_vectors_after(own_ms: int | None, until_ms: int) -> None:
+    """Raise DatasetError unless vectors that know events before `own_ms` know only events before `until_ms`."""
+    if own_ms is not None and own_ms <= until_ms:
+        return
+    made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
+    date = date_of(until_ms)
+    raise DatasetError(
+        f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
+        f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SavedVectors:
     """The vectors of a file, with the pins in ascending order, and what it says about them."""
@@ -52,17 +77,21 @@ class SavedVectors:
     embeddings: PinEmbeddings
     origin: VectorsOrigin
 
+    @property
+    def space(self) -> EmbeddingSpace:
+        return self.embeddings.space
+
+    def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:
+        """Do what `PinVectors.as_of` says."""
+        return self.embeddings.as_of(log, before_ms)
+
     def refuse_after(self, until_ms: int) -> None:
-        """Raise DatasetError unless they are known to be made of events before a time: a test would see the future."""
-        own_ms = self.origin.until_ms
-        if own_ms is not None and own_ms <= until_ms:
-            return
-        made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
-        date = date_of(until_ms)
-        raise DatasetError(
-            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
-            f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
-        )
+        """Do what `GivenVectors.refuse_after` says."""
+        refuse_vectors_after(self.origin.until_ms, until_ms)
+
+    def saved(self, _log: ActionLog, _before_ms: int) -> PinEmbeddings:
+        """Do what `GivenVectors.saved` says."""
+        return self.embeddings
 
 
 def write_vectors(path: Path, embeddings: PinEmbeddings, origin: VectorsOrigin) -> None:

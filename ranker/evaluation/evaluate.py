@@ -12,7 +12,7 @@ requests score 0 in any order, so relative lifts do not depend on this choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from model_store.bundle.files import Bundle
 from ranker.baselines.score import BaselinePlan
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
 from ranker.data.actions import ActionLog
+from ranker.data.embeddings import PinVectors
 from ranker.data.requests import Split, part_slices
 from ranker.data.shown import Shown
 from ranker.errors import SettingError
@@ -67,6 +68,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     shown: Shown | None = None,
     against: BaselinePlan | None = None,
+    vectors: Sequence[PinVectors] = (),
 ) -> Evaluation:
     """Score the test requests with each bundle, with the popularity of each pin per action, and with other baselines.
 
@@ -84,6 +86,7 @@ def evaluate(
         shown: answered requests, whose newest are the test instead of requests made up of the log; `log` is then their
             history.
         against: how to fit the baselines to compare every bundle with; None compares with popularity only.
+        vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -91,7 +94,7 @@ def evaluate(
     """
     baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
-    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown, against)
+    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown, against, vectors)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test") if shown is None else shown.slices(split, "test")

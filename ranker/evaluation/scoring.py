@@ -19,7 +19,7 @@ from model_store.model.utility import UtilityError, UtilityTable, load_utility
 from ranker.baselines.score import BaselinePlan, score_baselines
 from ranker.baselines.scores import TreeTraining
 from ranker.data.actions import ActionLog
-from ranker.data.embeddings import embeddings_of
+from ranker.data.embeddings import PinVectors, embeddings_of
 from ranker.data.features import PIN_GROUP
 from ranker.data.inputs import full_manifest
 from ranker.data.requests import Part, Split
@@ -100,6 +100,7 @@ def score_test(
     progress: ScoringProgress = lambda _what, _done, _total: None,
     shown: Shown | None = None,
     baselines: BaselinePlan | None = None,
+    vectors: Sequence[PinVectors] = (),
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
@@ -114,6 +115,7 @@ def score_test(
         shown: answered requests, whose newest are the test instead of requests made up of the log.
         baselines: how to fit the baselines, which read the vectors of the first family of bundles; None leaves them
             out.
+        vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -130,9 +132,8 @@ def score_test(
     for family in families(bundles):
         readable = [table for name in family if isinstance(table := tables[name], UtilityTable)]
         attributes = sorted({attribute.field for table in readable for attribute in table.attributes})
-        source = _Source(
-            bundles[family[0]], tuple(heads.values()), log, shown, split, full=first is None and baselines is not None
-        )
+        full = first is None and baselines is not None
+        source = _Source(bundles[family[0]], tuple(heads.values()), log, shown, split, full, vectors)
         examples = source.build("test", sampling, seed, progress, attributes)
         if first is None:
             first = examples
@@ -239,6 +240,7 @@ class _Source:
         shown: answered requests, or None.
         split: the boundaries of the parts.
         full: whether to add the inputs that the bundle does not read.
+        vectors: of the space of one or the other bundle, instead of its own.
     """
 
     bundle: Bundle
@@ -247,6 +249,7 @@ class _Source:
     shown: Shown | None
     split: Split
     full: bool = False
+    vectors: Sequence[PinVectors] = ()
 
     def build(
         self, part: Part, sampling: Sampling, seed: int, progress: ScoringProgress, attributes: Sequence[str] = ()
@@ -272,8 +275,9 @@ class _Source:
         return full_manifest(labelled, self.log.schema) if self.full else labelled
 
     def _builder(self, sampling: Sampling, seed: int) -> ExampleBuilder | ShownExampleBuilder:
-        embeddings = embeddings_of(self.bundle)
-        return example_builder(self.log, self.shown, embeddings, self.manifest(), self.split, sampling, seed)
+        own = embeddings_of(self.bundle)
+        vectors = next((given for given in self.vectors if given.space == own.space), own)
+        return example_builder(self.log, self.shown, vectors, self.manifest(), self.split, sampling, seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.model.assembly import Assembler
 from model_store.model.utility import UtilityTable
 from ranker.data.actions import ActionLog
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.embeddings import PinVectors
 from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
 from ranker.data.users.rows import rows_by_group
@@ -151,12 +151,12 @@ class ExampleBuilder:
     """Builds the examples of one model from one action log."""
 
     def __init__(
-        self, log: ActionLog, embeddings: PinEmbeddings, manifest: Manifest, split: Split, sampling: Sampling, seed: int
+        self, log: ActionLog, vectors: PinVectors, manifest: Manifest, split: Split, sampling: Sampling, seed: int
     ) -> None:
         self._log = log
         self._manifest = manifest
         self._groups = Groups.served_by(manifest)
-        self._vectors = embeddings.of(log.pin_ids)
+        self._vectors = vectors
         self._assembler = Assembler(manifest)
         self._columns = [log.schema.position(head.name) for head in manifest.heads]
         self._split = split
@@ -209,7 +209,8 @@ class ExampleBuilder:
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
         asking = np.unique([request.user for request, kept in zip(requests, keep, strict=True) if kept]).astype(int)
-        snapshot = FeatureSnapshot.at(span, log, self._groups, self._vectors, self._columns, asking)
+        vectors = self._vectors.as_of(log, span.start_ms)
+        snapshot = FeatureSnapshot.at(span, log, self._groups, vectors, self._columns, asking)
         new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
         return [
             self._build_request(request, snapshot, part, rng, attributes)
@@ -339,7 +340,7 @@ class FeatureSnapshot:
             span: the slice.
             log: the history.
             groups: the groups of the features.
-            vectors: float16[P, D], the embeddings of the pins, zeros for pins newer than the producer's window.
+            vectors: float16[P, D], the embeddings of the pins, zeros for pins without one.
             columns: which actions of the schema are counted for `popularity`.
             asking: int64[N], positions of users, each once: others have the default rows in further groups, which
                 take about 1 ms a user. None for all.

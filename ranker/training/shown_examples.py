@@ -12,7 +12,7 @@ from model_store.bundle.golden import decode_golden
 from model_store.bundle.manifest import Manifest
 from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.embeddings import PinVectors
 from ranker.data.features import PIN_GROUP, SURFACES, Groups
 from ranker.data.requests import Part, Request, Slice, Split
 from ranker.data.shown import Shown
@@ -30,7 +30,7 @@ class ShownExampleBuilder:
     def __init__(
         self,
         shown: Shown,
-        embeddings: PinEmbeddings,
+        vectors: PinVectors,
         manifest: Manifest,
         split: Split,
         sampling: Sampling,
@@ -39,10 +39,10 @@ class ShownExampleBuilder:
         self._shown, self._manifest, self._split, self._sampling = shown, manifest, split, sampling
         self._seed = seed
         self._groups = Groups.served_by(manifest)
-        self._vectors = embeddings.of(shown.dataset.pin_ids)
+        self._vectors = vectors
         self._assembler = Assembler(manifest)
         self._columns = [shown.history.schema.position(head.name) for head in manifest.heads]
-        self._fetch = ExampleBuilder(shown.history, embeddings, manifest, split, sampling, seed).fetched
+        self._fetch = ExampleBuilder(shown.history, vectors, manifest, split, sampling, seed).fetched
 
     def build(
         self,
@@ -78,7 +78,9 @@ class ShownExampleBuilder:
         if not len(numbers):
             return []
         asking = np.unique(self._shown.requests.users[numbers])
-        snapshot = FeatureSnapshot.at(span, self._shown.dataset, self._groups, self._vectors, self._columns, asking)
+        log = self._shown.dataset
+        vectors = self._vectors.as_of(log, span.start_ms)
+        snapshot = FeatureSnapshot.at(span, log, self._groups, vectors, self._columns, asking)
         return [self._build_request(int(number), snapshot, attributes) for number in numbers]
 
     def _build_request(self, number: int, snapshot: FeatureSnapshot, attributes: Sequence[str]) -> Examples:
@@ -152,7 +154,7 @@ class ShownExampleBuilder:
 def example_builder(
     log: ActionLog,
     shown: Shown | None,
-    embeddings: PinEmbeddings,
+    vectors: PinVectors,
     manifest: Manifest,
     split: Split,
     sampling: Sampling,
@@ -160,5 +162,5 @@ def example_builder(
 ) -> ExampleBuilder | ShownExampleBuilder:
     """Return what builds examples: of answered requests if there are any, else of requests made up of the log."""
     if shown is None:
-        return ExampleBuilder(log, embeddings, manifest, split, sampling, seed)
-    return ShownExampleBuilder(shown, embeddings, manifest, split, sampling, seed)
+        return ExampleBuilder(log, vectors, manifest, split, sampling, seed)
+    return ShownExampleBuilder(shown, vectors, manifest, split, sampling, seed)

@@ -23,6 +23,7 @@ from ranker.embedding.graph.materialised import joined
 from ranker.embedding.graph.walks import WalkSettings, neighbours_of
 from ranker.embedding.pins.inputs import uniform_hops
 from ranker.embedding.pins.trained import TrainedPins, by_neighbours
+from ranker.embedding.vector_file import refuse_vectors_after
 from ranker.errors import SettingError
 
 #: Pins whose neighbours are in memory at a time.
@@ -115,3 +116,14 @@ class NetworkVectors:
             found = vectors_over(self.trained, LogEdges(log, before_ms), self.task).of(log.pin_ids)
         self._known[stop] = log, found
         return found
+
+    def refuse_after(self, until_ms: int) -> None:
+        """Do what `GivenVectors.refuse_after` says."""
+        refuse_vectors_after(self.trained.about.until_ms, until_ms)
+
+    def saved(self, log: ActionLog, before_ms: int) -> PinEmbeddings:
+        """Do what `GivenVectors.saved` says."""
+        found = self.as_of(log, before_ms)
+        known = np.flatnonzero(found.any(axis=1))
+        known = known[np.argsort(log.pin_ids[known])]
+        return PinEmbeddings(log.pin_ids[known], found[known], self.space)

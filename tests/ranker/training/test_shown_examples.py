@@ -222,7 +222,8 @@ def _fetched(builder: ShownExampleBuilder, shown: Shown, pins: Sequence[int]) ->
     from ranker.training.examples import FeatureSnapshot
 
     span = Slice(0, START_MS, START_MS + HOUR_MS)
-    snapshot = FeatureSnapshot.at(span, shown.dataset, builder._groups, builder._vectors, builder._columns)
+    vectors = builder._vectors.as_of(shown.dataset, span.start_ms)
+    snapshot = FeatureSnapshot.at(span, shown.dataset, builder._groups, vectors, builder._columns)
     candidates = np.searchsorted(shown.dataset.pin_ids, np.array(pins, np.uint64))
     fetched = builder._fetch(builder._request(0), candidates, snapshot.pins, snapshot.users)
     assert (fetched.user["user_core"].states == RowState.PRESENT).all()
