@@ -58,7 +58,9 @@ BENCHMARKS = {
         Benchmark("actions", "features", _SERVER),
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
-        Benchmark("walks", "embeddings", ("ranker/embedding",)),
+        Benchmark("walks", "embeddings", ("ranker/embedding/graph",)),
+        # It trains for half an hour.
+        Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
         Benchmark("join", "impressions", ("impressions",)),
         Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),

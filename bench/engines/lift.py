@@ -40,6 +40,7 @@ from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
+from ranker.embedding.vector_file import GivenVectors
 from ranker.evaluation.evaluate import evaluate
 from ranker.recipe import make_bundle
 from ranker.recipe_settings import Recipe
@@ -186,7 +187,9 @@ def read_dataset(name: str, data: Path) -> AtomicDataset:
 def _timed(course: Course, dataset: AtomicDataset, plan: LiftPlan, folder: Path) -> float:
     """Return how many minutes the default variant takes to train, from the data to the bundle."""
     started_s = time.monotonic()
-    _train(course, Subject(DEFAULT), dataset, replace(plan, requests_max=plan.timed_requests_max), SEEDS[0], 1, folder)
+    train_subject(
+        course, Subject(DEFAULT), dataset, replace(plan, requests_max=plan.timed_requests_max), SEEDS[0], 1, folder
+    )
     return (time.monotonic() - started_s) / 60
 
 
@@ -202,14 +205,22 @@ def trained(
             if not folder.is_dir():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 console(stderr=True).rule(f"{course.name}, {name}, seed {seed}")
-                _train(course, subject, dataset, plan, seed, number, folder)
+                train_subject(course, subject, dataset, plan, seed, number, folder)
             folders.setdefault(name, {})[seed] = folder
     return folders
 
 
-def _train(
-    course: Course, subject: Subject, dataset: AtomicDataset, plan: LiftPlan, seed: int, number: int, folder: Path
+def train_subject(
+    course: Course,
+    subject: Subject,
+    dataset: AtomicDataset,
+    plan: LiftPlan,
+    seed: int,
+    number: int,
+    folder: Path,
+    vectors: GivenVectors | None = None,
 ) -> None:
+    """Train a subject, on these vectors or on those of an SVD, and write its bundle into a new folder."""
     training = TrainingConfig(seed=seed)
     recipe = Recipe(
         name=course.model,
@@ -225,7 +236,7 @@ def _train(
         validation_requests_max=plan.newest_requests_max,
         test_requests_max=100,  # for the bundle's own lineage; the comparison builds its own
     )
-    make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)))
+    make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)), vectors=vectors)
 
 
 def _utility(schema: ActionSchema) -> bytes:

@@ -12,6 +12,7 @@ from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, 
 from ranker.cli.embed.edges import BeforeOption, command_line, edges_of, log_of, say, until_ms_of
 from ranker.cli.embed.evaluate import evaluate
 from ranker.cli.embed.explain import explain, similar
+from ranker.cli.embed.follow import follow
 from ranker.cli.embed.pins import pins
 from ranker.cli.places import check_file
 
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     commands.command()(walks)
     commands.command()(materialise)
     commands.command()(pins)
+    commands.command()(follow)
     commands.command()(evaluate)
     commands.command()(similar)
     commands.command()(explain)
