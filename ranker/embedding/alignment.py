@@ -72,10 +72,10 @@ class Alignment:
 
 
 def align(new: PinEmbeddings, old: PinEmbeddings, seed: int = 0) -> Alignment:
-    """Find the rotation of new vectors into an old space.
+    """Find the rotation of new vectors into an old space; vectors of the same space stay as they are.
 
     Args:
-        new: the vectors of the new training.
+        new: the vectors of the new training, or of the same network over a later graph.
         old: the vectors that it shall replace.
         seed: divides the shared pins into the two halves that judge each other's rotation.
 
@@ -89,20 +89,24 @@ def align(new: PinEmbeddings, old: PinEmbeddings, seed: int = 0) -> Alignment:
         )
     with_new, with_old = (embeddings.pin_ids[embeddings.vectors.any(axis=1)] for embeddings in (new, old))
     shared = np.intersect1d(with_new, with_old, assume_unique=True)
-    needed = 2 * _PINS_PER_DIMENSION * old.space.dim
+    same = new.space == old.space
+    needed = 1 if same else 2 * _PINS_PER_DIMENSION * old.space.dim
     if len(shared) < needed:
         raise DatasetError(
             f"{len(shared):,} pins have a vector both in {new.space.ref} and in {old.space.ref}, and a rotation of "
             f"{old.space.dim} dimensions needs {needed:,}; are both of the same pins?"
         )
     before, after = _unit(new.of(shared)), _unit(old.of(shared))
+    others = len(with_new) - len(shared), len(with_old) - len(shared)
+    if same:
+        return Alignment(np.eye(old.space.dim), np.sum(before * after, axis=1), len(shared), *others)
     order = np.random.default_rng(seed).permutation(len(shared))
     halves = order[::2], order[1::2]
     cosines = np.empty(len(shared))
     for fitted, judged in (halves, halves[::-1]):
         cosines[judged] = np.sum(before[judged] @ _rotation(before[fitted], after[fitted]) * after[judged], axis=1)
     rotation = _rotation(before, after)
-    return Alignment(rotation, cosines, len(shared), len(with_new) - len(shared), len(with_old) - len(shared))
+    return Alignment(rotation, cosines, len(shared), *others)
 
 
 def aligned(new: PinEmbeddings, rotation: np.ndarray, space: EmbeddingSpace) -> PinEmbeddings:

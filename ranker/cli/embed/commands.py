@@ -153,6 +153,7 @@ def align(
     Two trainings give vectors that differ by a rotation, even on the same data. If the pins themselves have moved
     little, the rotated vectors are a revision of the old space: the rankers that read it need no training. Otherwise,
     nothing is written, and the exit status is 1: the vectors are a new space, for which a ranker must be trained.
+    Vectors that the same network made (embed pins --network) need no rotation, and are judged by the same limits.
 
     Example: [bold]pinrank embed align new.parquet --to ml1m@stable --store models --out refreshed.parquet[/]
     """
@@ -165,8 +166,6 @@ def align(
         models = open_model_store(store) if store is not None else None
         fresh, old = read_vectors(new), _old_vectors(to, models)
         own, theirs = fresh.embeddings, old.embeddings
-        if own.space == theirs.space:
-            fail(f"{new} has vectors of {theirs.space.ref} already; there is nothing to align")
         limits = Limits(mean_cosine_min, moved_share_max)
         found = align(own, theirs)
         say(_described(found, fresh, old))
@@ -178,7 +177,7 @@ def align(
             until_ms=fresh.origin.until_ms,
             revision=old.origin.revision + 1,
             made_by=command_line(),
-            made_of=own.space.ref,
+            made_of="" if own.space == theirs.space else own.space.ref,
         )
         write_vectors(out, aligned(own, found.rotation, theirs.space), origin)
     say(f"wrote revision {origin.revision} of {theirs.space.ref} to {out}; the rankers that read it need no training")
@@ -187,12 +186,14 @@ def align(
 def _described(found: Alignment, new: SavedVectors, old: SavedVectors) -> str:
     from ranker.embedding.alignment import MOVED_BELOW  # noqa: PLC0415
 
+    after, how = "after the rotation", "; each was judged by a rotation that was fitted without it"
+    if new.origin.space == old.origin.space:
+        after, how = "in the space of both", ""
     return (
         f"{found.shared:,} pins have a vector in both, {found.new:,} only in {new.origin.space.ref}, "
         f"{found.gone:,} only in {old.origin.space.ref}\n"
-        f"after the rotation, the mean cosine of a pin's two vectors is {found.mean_cosine:.3f}, and "
-        f"{found.moved_share:.1%} of the pins are below {MOVED_BELOW:g}; each was judged by a rotation that was fitted "
-        "without it"
+        f"{after}, the mean cosine of a pin's two vectors is {found.mean_cosine:.3f}, and {found.moved_share:.1%} of the "
+        f"pins are below {MOVED_BELOW:g}{how}"
     )
 
 

@@ -92,3 +92,11 @@ def test_vectors_are_not_rotated_into_whole_numbers():
     new = embeddings(vectors(100), "new")
     with pytest.raises(DatasetError, match="stores int8"):
         aligned(new, np.eye(8), EmbeddingSpace(name="old", version=1, dim=8, dtype="int8", scale=0.1))
+
+
+def test_vectors_of_one_space_are_judged_without_a_rotation():
+    old = embeddings(vectors(30), "same")
+    found = align(embeddings(turned(old.vectors), "same"), old)
+    assert np.array_equal(found.rotation, np.eye(8))
+    assert found.mean_cosine < 0.5  # a rotation would have brought them together
+    assert align(old, old).mean_cosine == pytest.approx(1)

@@ -260,8 +260,12 @@ def test_a_refresh_is_a_revision_of_the_space_that_the_ranker_goes_on_reading(
     third = tmp_path / "third.parquet"
     code, output = run("embed", "align", again, "--to", out, "--out", third)
     assert (code, read_vectors(third).origin.revision) == (0, 3)
-    code, output = run("embed", "align", third, "--to", out, "--out", tmp_path / "none.parquet")
-    assert (code, "there is nothing to align" in output) == (1, True)
+    fourth = tmp_path / "fourth.parquet"
+    code, output = run("embed", "align", third, "--to", third, "--out", fourth)
+    assert (code, read_vectors(fourth).origin.revision) == (0, 4)
+    assert "in the space of both, the mean cosine of a pin's two vectors is 1.000" in output
+    assert np.array_equal(read_vectors(fourth).embeddings.vectors, read_vectors(third).embeddings.vectors)
+    assert read_vectors(fourth).origin.made_of == ""
 
 
 def test_vectors_that_have_moved_too_far_are_a_new_space_and_nothing_is_written(
