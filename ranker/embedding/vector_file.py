@@ -89,7 +89,7 @@ def write_vectors(path: Path, embeddings: PinEmbeddings, origin: VectorsOrigin) 
 
 
 @dataclass(frozen=True, slots=True)
-class VectorFile:
+class SavedVectorFile:
     """A file of vectors that need not fit into memory.
 
     Attributes:
@@ -113,12 +113,12 @@ class VectorFile:
         return _values(f"{self.path}, row group {part}", table, self.origin)
 
 
-def open_vectors(path: Path) -> VectorFile:
+def open_saved_vectors(path: Path) -> SavedVectorFile:
     """Open what `write_vectors` has written, and do not read its pins. Raises DatasetError as `read_vectors` does."""
     _check(path)
     try:
         with pq.ParquetFile(path) as file:
-            return VectorFile(path, _origin(path, file.schema_arrow), file.metadata.num_rows, file.num_row_groups)
+            return SavedVectorFile(path, _origin(path, file.schema_arrow), file.metadata.num_rows, file.num_row_groups)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 

@@ -44,7 +44,7 @@ def join_of(
 ) -> Iterator[tuple[list[VectorsOrigin], Join]]:
     """Yield what files of features say about them, and a join with them whose result goes into a folder."""
     from ranker.embedding.graph.materialised import join_in_memory  # noqa: PLC0415
-    from ranker.embedding.vector_file import open_vectors, read_vectors  # noqa: PLC0415
+    from ranker.embedding.vector_file import open_saved_vectors, read_vectors  # noqa: PLC0415
 
     if on is None:
         features = [read_vectors(path) for path in paths]
@@ -53,6 +53,6 @@ def join_of(
     from ranker.embedding.graph.ray_cluster import cluster  # noqa: PLC0415
     from ranker.embedding.graph.ray_join import join_on_workers  # noqa: PLC0415
 
-    files = [open_vectors(path.absolute()) for path in paths]
+    files = [open_saved_vectors(path.absolute()) for path in paths]
     with cluster(folder, [neighbours.folder, *(file.path for file in files)]):
         yield [file.origin for file in files], join_on_workers(neighbours, files)

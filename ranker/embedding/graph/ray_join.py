@@ -23,7 +23,7 @@ from ranker.embedding.graph.materialised import Join, write_neighbourhoods
 from ranker.embedding.graph.neighbours import read_neighbours
 from ranker.embedding.graph.parts import Parts
 from ranker.embedding.graph.ray_cluster import TABLES, each, results, stage
-from ranker.embedding.vector_file import VectorFile, ascending
+from ranker.embedding.vector_file import SavedVectorFile, ascending
 
 #: Files of a join. Each join reads all features; an interruption loses one join's work.
 _FILES_AT_ONCE = 1 << 11
@@ -49,7 +49,7 @@ class _Plan:
     """
 
     neighbours: Parts
-    features: Sequence[VectorFile]
+    features: Sequence[SavedVectorFile]
     files: list[tuple[Path, Path]]
     buckets: int
 
@@ -72,12 +72,12 @@ class _Row(NamedTuple):
     vectors: np.ndarray
 
 
-def join_on_workers(neighbours: Parts, features: Sequence[VectorFile]) -> Join:
+def join_on_workers(neighbours: Parts, features: Sequence[SavedVectorFile]) -> Join:
     """Return a join for `make_neighbourhoods` whose tasks run on the cluster that is connected."""
     return partial(_join, neighbours, features)
 
 
-def _join(neighbours: Parts, features: Sequence[VectorFile], files: Mapping[Path, Path]) -> Iterator[Path]:
+def _join(neighbours: Parts, features: Sequence[SavedVectorFile], files: Mapping[Path, Path]) -> Iterator[Path]:
     pairs = list(files.items())
     vectors = sum(one.pins for one in features)
     for first in range(0, len(pairs), _FILES_AT_ONCE):
@@ -147,7 +147,7 @@ def _of(rows: pa.Table, source: int) -> pa.Table:
     return rows.filter(pc.equal(rows[_SOURCE], source))
 
 
-def _vectors(rows: pa.Table, source: int, file: VectorFile, dtype: str) -> PinEmbeddings:
+def _vectors(rows: pa.Table, source: int, file: SavedVectorFile, dtype: str) -> PinEmbeddings:
     """Return all vectors that rows have of a file of features. Raises DatasetError if a pin occurs twice."""
     found = _of(rows, source)
     pins = np.frombuffer(b"".join(found[_PINS].to_pylist()), np.uint64)

@@ -18,7 +18,7 @@ from ranker.embedding.graph.materialised import open_neighbourhoods, read_neighb
 from ranker.embedding.graph.neighbours import make_neighbours, open_neighbours, read_neighbours
 from ranker.embedding.graph.parts import Parts
 from ranker.embedding.graph.walks import WalkSettings
-from ranker.embedding.vector_file import VectorsOrigin, open_vectors, write_vectors
+from ranker.embedding.vector_file import VectorsOrigin, open_saved_vectors, write_vectors
 from ranker.errors import SettingError
 from tests.ranker.commands import run
 
@@ -152,7 +152,7 @@ def test_an_error_of_a_worker_is_the_one_of_one_process(walked: Path, tmp_path: 
     twice = vectors(tmp_path / "twice.parquet", 3, "float16", np.array([5, 6, 7, 5]))
     table = pq.read_table(twice)
     pq.write_table(table, twice, row_group_size=2)  # so that no task reads both
-    assert open_vectors(twice).parts == 2
+    assert open_saved_vectors(twice).parts == 2
     made = ("embed", "materialise", walked, "--features", twice, "--out")
     code, expected = run(*made, tmp_path / "one")
     assert (code, f"{twice} has pin 5 more than once; keep one of its vectors" in expected) == (1, True)
