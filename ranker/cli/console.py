@@ -63,6 +63,7 @@ _PACKAGES = {
     "matplotlib": "'pinrank[train]'",
     "tensorboard": "'pinrank[tensorboard]'",
     "mlflow": "'pinrank[mlflow]'",
+    "ray": "'pinrank[ray]'",
     # Required dependencies, but an install may have left them out.
     "openvino": "openvino",
     "onnx": "onnx",

@@ -70,6 +70,12 @@ def refuse_vectors_after(own_ms: int | None, until_ms: int) -> None:
     )
 
 
+def latest_ms(*times_ms: int | None) -> int | None:
+    """Return until when something knows events whose parts know them until these times; None if one is not known."""
+    known = [time_ms for time_ms in times_ms if time_ms is not None]
+    return max(known) if len(known) == len(times_ms) else None
+
+
 @dataclass(frozen=True, slots=True)
 class SavedVectors:
     """The vectors of a file, with the pins in ascending order, and what it says about them."""
@@ -117,6 +123,41 @@ def write_vectors(path: Path, embeddings: PinEmbeddings, origin: VectorsOrigin) 
         unfinished.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class SavedVectorFile:
+    """A file of vectors that need not fit into memory.
+
+    Attributes:
+        path: the file.
+        origin: what it says about its vectors.
+        pins: the number of its pins.
+        parts: the number of parts in which it can be read.
+    """
+
+    path: Path
+    origin: VectorsOrigin
+    pins: int
+    parts: int
+
+    def read(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return uint64[N] pins and [N, D] vectors, in the file's order. Raises DatasetError if that cannot be read."""
+        try:
+            table = pq.ParquetFile(self.path, page_checksum_verification=True).read_row_group(part)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(self.path, error) from error
+        return _values(f"{self.path}, row group {part}", table, self.origin)
+
+
+def open_saved_vectors(path: Path) -> SavedVectorFile:
+    """Open what `write_vectors` has written, and do not read its pins. Raises DatasetError as `read_vectors` does."""
+    _check(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            return SavedVectorFile(path, _origin(path, file.schema_arrow), file.metadata.num_rows, file.num_row_groups)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_vectors(path: Path) -> SavedVectors:
     """Read what `write_vectors` has written.
 
@@ -124,27 +165,45 @@ def read_vectors(path: Path) -> SavedVectors:
         DatasetError: the file does not exist, is damaged, says nothing of its space, or holds a pin twice or a number
             that is not finite. The message names the file and the fix.
     """
-    if not path.is_file():
-        raise DatasetError(f"{path} does not exist; write vectors with `pinrank embed`")
+    _check(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path} cannot be read as a Parquet file: {error}; write it again") from error
+        raise _unreadable(path, error) from error
     origin = _origin(path, table.schema)
-    try:
-        pin_ids = entity_ids(table.column(_IDS).combine_chunks())
-        vectors = field_values(Embedding(name="own", space=origin.space), table.column(_VECTORS).combine_chunks())
-    except KeyError as error:
-        raise DatasetError(f"{path} lacks a column {error.args[0]}; write it with `pinrank embed`") from error
-    except ColumnError as error:
-        where = "" if error.row is None else f", row {error.row} (the first is 0)"
-        raise DatasetError(f"{path}{where}: {error}; write it with `pinrank embed`") from error
+    return SavedVectors(ascending(path, *_values(str(path), table, origin), origin.space), origin)
+
+
+def ascending(path: Path, pin_ids: np.ndarray, vectors: np.ndarray, space: EmbeddingSpace) -> PinEmbeddings:
+    """Return vectors of a file in the order of their pins. Raises DatasetError if a pin occurs twice."""
     order = np.argsort(pin_ids, kind="stable")
     pin_ids = pin_ids[order]
     twice = np.flatnonzero(pin_ids[1:] == pin_ids[:-1])
     if len(twice):
         raise DatasetError(f"{path} has pin {pin_ids[twice[0]]} more than once; keep one of its vectors")
-    return SavedVectors(PinEmbeddings(pin_ids, vectors[order], origin.space), origin)
+    return PinEmbeddings(pin_ids, vectors[order], space)
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist; write vectors with `pinrank embed`")
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    return DatasetError(f"{path} cannot be read as a Parquet file: {error}; write it again")
+
+
+def _values(where: str, table: pa.Table, origin: VectorsOrigin) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return (
+            entity_ids(table.column(_IDS).combine_chunks()),
+            field_values(Embedding(name="own", space=origin.space), table.column(_VECTORS).combine_chunks()),
+        )
+    except KeyError as error:
+        raise DatasetError(f"{where} lacks a column {error.args[0]}; write it with `pinrank embed`") from error
+    except ColumnError as error:
+        row = "" if error.row is None else f", row {error.row} (the first is 0)"
+        raise DatasetError(f"{where}{row}: {error}; write it with `pinrank embed`") from error
 
 
 def _origin(path: Path, schema: Any) -> VectorsOrigin:

@@ -289,6 +289,7 @@ def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("pyarrow", "'pinrank[data]'"),
         ("tensorboard", "'pinrank[tensorboard]'"),
         ("mlflow", "'pinrank[mlflow]'"),
+        ("ray", "'pinrank[ray]'"),
         ("openvino", "openvino"),
         ("onnx", "onnx"),
     ],

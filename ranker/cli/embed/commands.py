@@ -14,6 +14,7 @@ from ranker.cli.embed.evaluate import evaluate
 from ranker.cli.embed.explain import explain, similar
 from ranker.cli.embed.follow import follow
 from ranker.cli.embed.pins import pins
+from ranker.cli.embed.where import OnOption, engine_of, join_of
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ def walks(
     processes: Annotated[
         int | None, typer.Option(min=1, max=1_024, help="Processes that walk (default: one for each core).")
     ] = None,
+    on: OnOption = None,
 ) -> None:
     """Find the neighbours of every pin by random walks over the graph of pins and what they share.
 
     A walk goes from a pin to a context of it, such as a user or a board, and on to a pin of that context. The pins that
-    the walks from a pin visit most are its neighbours. The result is the same for any number of processes.
+    the walks from a pin visit most are its neighbours. The result is the same for any number of processes, and on Ray.
 
     Example: [bold]pinrank embed walks data/deskdrop --out neighbours --before training[/]
 
@@ -98,11 +100,15 @@ def walks(
         from ranker.embedding.graph.walks import WalkSettings  # noqa: PLC0415
 
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        if on is not None and processes is not None:
+            fail("--on ray uses all cores of its cluster; leave out --processes")
+        settings, out = WalkSettings(walks, restart, neighbours, seed), out.absolute()
         source = edges_of(edges, actions, before, reporter)
-        with reporter.step("graph") as progress:
-            graph = build_graph(graph_folder(out), source, progress)
-        with reporter.step("walks") as progress:
-            made = make_neighbours(out, WalkSettings(walks, restart, neighbours, seed), processes or cores(), progress)
+        with engine_of(on, out) as engine:
+            with reporter.step("graph") as progress:
+                graph = build_graph(graph_folder(out), source, progress)
+            with reporter.step("walks") as progress:
+                made = make_neighbours(out, settings, processes or cores(), progress, engine)
     say(f"wrote the neighbours of {made.pins:,} pins, of {graph.edges:,} edges, to {out}")
 
 
@@ -115,19 +121,22 @@ def materialise(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the result; a run goes on where it ended.")],
+    on: OnOption = None,
 ) -> None:
     """Join every pin and its neighbours with their features, into files that are read from front to end.
+
+    On this machine, all features are in memory. With --on ray, no machine has all of them.
 
     Example: [bold]pinrank embed materialise neighbours --features vectors.parquet --out neighbourhoods[/]
     """
     with explained():
-        from ranker.embedding.graph.materialised import materialise as join  # noqa: PLC0415
+        from ranker.embedding.graph.materialised import make_neighbourhoods  # noqa: PLC0415
         from ranker.embedding.graph.neighbours import open_neighbours  # noqa: PLC0415
-        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
 
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        with reporter.step("neighbourhoods") as progress:
-            made = join(open_neighbours(neighbours), [read_vectors(path) for path in features], out, progress)
+        parts, out = open_neighbours(neighbours.absolute()), out.absolute()
+        with join_of(on, parts, features, out) as (origins, join), reporter.step("neighbourhoods") as progress:
+            made = make_neighbourhoods(parts, origins, out, join, progress)
     say(f"wrote the neighbourhoods of {made.pins:,} pins to {out}")
 
 
@@ -192,8 +201,8 @@ def _described(found: Alignment, new: SavedVectors, old: SavedVectors) -> str:
     return (
         f"{found.shared:,} pins have a vector in both, {found.new:,} only in {new.origin.space.ref}, "
         f"{found.gone:,} only in {old.origin.space.ref}\n"
-        f"{after}, the mean cosine of a pin's two vectors is {found.mean_cosine:.3f}, and {found.moved_share:.1%} of the "
-        f"pins are below {MOVED_BELOW:g}{how}"
+        f"{after}, the mean cosine of a pin's two vectors is {found.mean_cosine:.3f}, and {found.moved_share:.1%} of "
+        f"the pins are below {MOVED_BELOW:g}{how}"
     )
 
 

@@ -100,11 +100,11 @@ def pins(
         from ranker.embedding.graph.materialised import open_neighbourhoods  # noqa: PLC0415
         from ranker.embedding.graph.neighbours import graph_folder, open_neighbours, walk_settings_in  # noqa: PLC0415
         from ranker.embedding.pins.network import PinNetworkSettings  # noqa: PLC0415
-        from ranker.embedding.pins.producer import latest, train_producer  # noqa: PLC0415
+        from ranker.embedding.pins.producer import train_producer  # noqa: PLC0415
         from ranker.embedding.pins.tasks import CO_SAVE, read_tasks  # noqa: PLC0415
         from ranker.embedding.pins.trained import read_network, vectors_of, write_network  # noqa: PLC0415
         from ranker.embedding.pins.training import PinTraining  # noqa: PLC0415
-        from ranker.embedding.vector_file import VectorsOrigin, write_vectors  # noqa: PLC0415
+        from ranker.embedding.vector_file import VectorsOrigin, latest_ms, write_vectors  # noqa: PLC0415
 
         if network is not None and tasks is not None:
             fail("--network trains nothing, so leave out --tasks")
@@ -137,7 +137,7 @@ def pins(
         with reporter.step("vectors") as progress:
             found = vectors_of(trained, files, edges, progress)
         out.mkdir(parents=True, exist_ok=True)
-        until_ms = latest(trained.about.until_ms, files.until_ms)
+        until_ms = latest_ms(trained.about.until_ms, files.until_ms)
         for task, vectors in found.items():
             origin = VectorsOrigin(space=vectors.space, until_ms=until_ms, made_by=command_line())
             write_vectors(out / f"{task}.parquet", vectors, origin)

@@ -7,7 +7,7 @@ made of (the offline sampling of PinSage's successor at Pinterest).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,17 @@ import pyarrow as pa
 from ranker.data.embeddings import PinEmbeddings, content_digest
 from ranker.embedding.graph.neighbours import NEIGHBOURS, PIN, WEIGHTS, read_neighbours
 from ranker.embedding.graph.parts import Parts, open_parts, write_part
-from ranker.embedding.vector_file import SavedVectors
+from ranker.embedding.vector_file import SavedVectors, VectorsOrigin, latest_ms
 from ranker.errors import DatasetError
 
 _KIND, _COMMAND = "neighbourhoods", "pinrank embed materialise"
 #: The columns besides those of the neighbours: a list of fixed length F of float16, and a list of float16 that holds F
 #: numbers for each neighbour.
 OWN, THEIRS = "features", "neighbour_features"
+
+
+#: Writes each file that is a key, from the file of neighbours that is its value; yields each that is complete.
+Join = Callable[[Mapping[Path, Path]], Iterator[Path]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +112,58 @@ def materialise(
         SettingError: the folder has files of other neighbours or features.
         DatasetError: a file of neighbours is damaged, or there are no features.
     """
+    origins = [one.origin for one in features]
+    return make_neighbourhoods(neighbours, origins, folder, join_in_memory(neighbours, features), progress)
+
+
+def join_in_memory(neighbours: Parts, features: Sequence[SavedVectors]) -> Join:
+    """Return a join that looks up in features that are in memory."""
+    embeddings = [one.embeddings for one in features]
+
+    def join(files: Mapping[Path, Path]) -> Iterator[Path]:
+        for target, source in files.items():
+            yield write_neighbourhoods(target, neighbours, source, embeddings)
+
+    return join
+
+
+def make_neighbourhoods(
+    neighbours: Parts,
+    features: Sequence[VectorsOrigin],
+    folder: Path,
+    join: Join,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Parts:
+    """Do what `materialise` does, with another join and without the features in memory; it raises the same errors.
+
+    Args:
+        neighbours: the neighbours.
+        features: what the files of features say about them.
+        folder: where the files go.
+        join: writes those that are missing.
+        progress: called with the number of pins that are written, and how many there are.
+    """
     if not features:
         raise DatasetError("pins need features; pass at least one file of vectors")
-    spaces = [(one.origin.space.ref, one.origin.revision, one.origin.made_of) for one in features]
+    spaces = [(one.space.ref, one.revision, one.made_of) for one in features]
     content = content_digest(_KIND, neighbours.content, spaces)
-    times = [neighbours.until_ms, *(one.origin.until_ms for one in features)]
-    known = [time for time in times if time is not None]
-    until_ms = max(known) if len(known) == len(times) else None
+    until_ms = latest_ms(neighbours.until_ms, *(one.until_ms for one in features))
     made = Parts(folder, _KIND, _COMMAND, content, neighbours.pins, until_ms)
-    missing = made.begin({"features": [one.origin.space.ref for one in features]})
-    done = made.pins - sum(stop - first for first, stop in map(made.ranges.__getitem__, missing))
+    missing = made.begin({"features": [one.space.ref for one in features]})
+    ranges = made.ranges
+    done = made.pins - sum(stop - first for first, stop in map(ranges.__getitem__, missing))
     progress(done, made.pins)
     sources = dict(zip(made.paths, neighbours.paths, strict=True))
-    for path in missing:
-        batches = read_neighbours(neighbours, [sources[path]])
-        write_part(path, (_table(joined(*batch, [one.embeddings for one in features])) for batch in batches))
-        first, stop = made.ranges[path]
+    for path in join({path: sources[path] for path in missing}):
+        first, stop = ranges[path]
         done += stop - first
         progress(done, made.pins)
     return made
+
+
+def write_neighbourhoods(target: Path, neighbours: Parts, source: Path, features: Sequence[PinEmbeddings]) -> Path:
+    """Write one file from one of neighbours. Raises DatasetError if that is damaged."""
+    return write_part(target, (_table(joined(*batch, features)) for batch in read_neighbours(neighbours, [source])))
 
 
 def _table(found: Neighbourhoods) -> pa.Table:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def walk_settings_in(files: Parts) -> WalkSettings:
         raise DatasetError(f"{files.folder} holds no {_KIND} ({error}); make them with `{_COMMAND}`") from error
 
 
+#: Calls a function for each file, anywhere and in any order, with its path and the positions of its first pin and after
+#: its last one. Yields the path of each file that is complete.
+Engine = Callable[[Callable[[Path, int, int], Path], Mapping[Path, tuple[int, int]]], Iterator[Path]]
 #: uint64[N] pins; int64[N + 1] splits; uint64[K] neighbours, a pin's nearest first; float32[K] weights.
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -69,6 +73,7 @@ def make_neighbours(
     settings: WalkSettings,
     processes: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    engine: Engine | None = None,
 ) -> Parts:
     """Walk over the graph in `graph_folder(folder)`, and write the files that are missing.
 
@@ -77,6 +82,7 @@ def make_neighbours(
         settings: how to walk.
         processes: how many processes walk.
         progress: called with the number of pins whose neighbours are written, and how many there are.
+        engine: where the walks are made instead, such as a cluster.
 
     Raises:
         SettingError: the folder has files of other settings or of another graph.
@@ -89,23 +95,24 @@ def make_neighbours(
     missing = {path: ranges[path] for path in made.begin({"settings": asdict(settings)})}
     done = made.pins - sum(stop - first for first, stop in missing.values())
     progress(done, made.pins)
-    for path in _written(folder, settings, missing, processes):
+    run = engine or partial(_in_processes, processes)
+    for path in run(partial(_write, folder, settings), missing):
         first, stop = ranges[path]
         done += stop - first
         progress(done, made.pins)
     return made
 
 
-def _written(
-    folder: Path, settings: WalkSettings, files: dict[Path, tuple[int, int]], processes: int
+def _in_processes(
+    processes: int, write: Callable[[Path, int, int], Path], files: Mapping[Path, tuple[int, int]]
 ) -> Iterator[Path]:
-    """Write files, and yield each that is complete."""
+    """Write files in this process, or in several; this is an `Engine`, once it knows how many."""
     if processes == 1 or len(files) < 2:
         for path, pins in files.items():
-            yield _write(folder, settings, path, *pins)
+            yield write(path, *pins)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_write, folder, settings, path, *pins) for path, pins in files.items()]
+        waiting = [pool.submit(write, path, *pins) for path, pins in files.items()]
         try:
             for one in as_completed(waiting):
                 yield one.result()

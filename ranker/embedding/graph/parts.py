@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +72,8 @@ class Parts:
             raise SettingError(
                 f"{self.folder} has {self.kind} of other settings or data; choose another folder, or remove it"
             )
+        for left in self.folder.glob(f".{self.kind}-*"):  # of a run that was killed
+            left.unlink()
         return [path for path in self.paths if not path.exists()]
 
     def read(self, columns: list[str], paths: Iterable[Path] | None = None) -> Iterator[pa.RecordBatch]:
@@ -118,10 +121,14 @@ def open_parts(folder: Path, kind: str, command: str) -> Parts:
 
 def write_part(path: Path, tables: Iterator[pa.Table]) -> Path:
     """Write tables of some pins each, at least one; the file appears when it is complete."""
-    unfinished = path.with_name(f".{path.name}")
-    first = next(tables)
-    with pq.ParquetWriter(unfinished, first.schema, compression="zstd") as writer:
-        for table in chain([first], tables):
-            writer.write_table(table, row_group_size=_PINS_READ)
-    unfinished.replace(path)
+    # A cluster repeats the work of a machine that it has lost, which may go on with it: both must not write one file.
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        first = next(tables)
+        with pq.ParquetWriter(unfinished, first.schema, compression="zstd") as writer:
+            for table in chain([first], tables):
+                writer.write_table(table, row_group_size=_PINS_READ)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path

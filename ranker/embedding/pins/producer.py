@@ -18,6 +18,7 @@ from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.tasks import GRAPH, Tasks, examples_of
 from ranker.embedding.pins.trained import VERSION, AboutNetwork, TrainedPins, weights_of
 from ranker.embedding.pins.training import PinEpoch, PinTraining, train_pins
+from ranker.embedding.vector_file import latest_ms
 from ranker.errors import DatasetError
 
 
@@ -72,13 +73,7 @@ def train_producer(
         neighbours=inputs.index.shape[1],
         walks=asdict(walks),
         content=content_digest(VERSION, neighbourhoods.content, given, inputs.pin_ids, *weights),
-        until_ms=latest(graph.until_ms, neighbourhoods.until_ms) if dated else None,
+        until_ms=latest_ms(graph.until_ms, neighbourhoods.until_ms) if dated else None,
         made_by=made_by,
     )
     return TrainedPins(network, inputs.pin_ids, inputs.features.astype(np.float16), about)
-
-
-def latest(*times_ms: int | None) -> int | None:
-    """Return the latest of times; None if one of them is not known."""
-    known = [time for time in times_ms if time is not None]
-    return max(known) if len(known) == len(times_ms) else None

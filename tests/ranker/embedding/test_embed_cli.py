@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -201,6 +202,17 @@ def test_walks_take_edges_without_times(tmp_path: Path) -> None:
     ]
     code, output = run("embed", "walks", tmp_path / "boards.txt", "--out", out, "--before", "2026-01-01")
     assert (code, "has no times and no actions; leave out --before and --actions" in output) == (1, True)
+
+
+def test_ray_is_asked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "boards.txt").write_text("1 10 11\n2 11 12\n")
+    monkeypatch.delitem(sys.modules, "ranker.embedding.graph.ray_cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, output = run("embed", "walks", tmp_path / "boards.txt", "--out", tmp_path / "n", "--on", "ray")
+    assert (code, output) == (
+        1, "error: this command needs ray, which is not installed: pip install 'pinrank[ray]'"
+    )  # fmt: skip
+    assert not (tmp_path / "n").exists()
 
 
 def rotated(path: Path, target: Path, noise: float) -> Path:

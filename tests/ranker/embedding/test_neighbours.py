@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ranker.embedding.graph import parts
@@ -91,3 +92,20 @@ def test_a_folder_without_neighbours_or_with_damaged_ones_says_what_to_do(many_f
     made.paths[1].write_bytes(made.paths[1].read_bytes()[:-9])
     with pytest.raises(DatasetError, match="cannot be read: .*; run `pinrank embed walks` again"):
         list(read_neighbours(made))
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(many_files):
+    left = many_files / ".neighbours-0000000000.parquet.0123"
+    left.write_bytes(b"half")
+    make_neighbours(many_files, SETTINGS)
+    assert not left.exists()
+
+
+def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path):
+    def tables():
+        yield pa.table({"pin_id": [1]})
+        raise DatasetError("damaged")
+
+    with pytest.raises(DatasetError, match="damaged"):
+        parts.write_part(tmp_path / "neighbours-0000000000.parquet", tables())
+    assert list(tmp_path.iterdir()) == []

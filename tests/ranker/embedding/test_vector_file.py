@@ -9,7 +9,7 @@ from feature_client.groups import EmbeddingSpace
 from ranker.data.atomic.described import Vectors
 from ranker.data.atomic.vectors import open_vectors
 from ranker.data.embeddings import PinEmbeddings
-from ranker.embedding.vector_file import VectorsOrigin, read_vectors, write_vectors
+from ranker.embedding.vector_file import VectorsOrigin, open_saved_vectors, read_vectors, write_vectors
 from ranker.errors import DatasetError
 
 SPACE = EmbeddingSpace(name="toy", version=2, dim=3, content="0123456789abcdef")
@@ -100,3 +100,28 @@ def test_vectors_that_may_have_seen_the_test_are_refused(until_ms, refused, tmp_
             found.refuse_after(10)
     else:
         found.refuse_after(10)
+
+
+def test_a_file_is_read_in_parts_as_it_stands(tmp_path):
+    path = tmp_path / "v.parquet"
+    held = PinEmbeddings(np.array([9, 2, 5], np.uint64), np.arange(9, dtype=np.float16).reshape(3, 3), SPACE)
+    write_vectors(path, held, ORIGIN)
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    file = open_saved_vectors(path)
+    assert (file.origin, file.pins, file.parts) == (ORIGIN, 3, 2)
+    pins, vectors = (np.concatenate(parts) for parts in zip(*map(file.read, range(2)), strict=True))
+    assert pins.tolist() == [9, 2, 5]
+    assert np.array_equal(vectors, held.vectors)
+    with pytest.raises(DatasetError, match="does not exist; write vectors with `pinrank embed`"):
+        open_saved_vectors(tmp_path / "lost.parquet")
+
+
+def test_a_fault_in_a_part_is_named_with_its_row(tmp_path):
+    path = tmp_path / "v.parquet"
+    numbers = np.array([[0, 1, 2], [3, 4, 5], [6, np.nan, 8]], np.float16)
+    write_vectors(path, PinEmbeddings(np.arange(3, dtype=np.uint64), numbers, SPACE), ORIGIN)
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    file = open_saved_vectors(path)
+    file.read(0)
+    with pytest.raises(DatasetError, match=r"v\.parquet, row group 1, row 0 \(the first is 0\): .* is not finite"):
+        file.read(1)

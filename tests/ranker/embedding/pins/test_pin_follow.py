@@ -69,7 +69,7 @@ def trained(log, tmp_path_factory) -> TrainedPins:
 
 
 @pytest.fixture(scope="module")
-def folder(data, trained, tmp_path_factory) -> Path:
+def folder(data, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     recipe = replace(RECIPE, variant="base")
     make_bundle(folder, read_atomic(data), recipe, Notes(), vectors=NetworkVectors.of(trained))
