@@ -65,7 +65,11 @@ class Story:
 
     def run(self, *arguments: str, shown: bool = True) -> str:
         """Run a pinrank command."""
-        added = ["--address", self.address, "--token-file", "token"] if arguments[:2] == ("model", "status") else []
+        added = []
+        if arguments[:2] == ("model", "status"):
+            added = ["--address", self.address, "--token-file", "token"]
+        elif arguments[0] == "rank":
+            added = ["--address", self.address]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
         environment |= {"COLUMNS": "118", "NO_COLOR": "1", "TERM": "dumb", "PINRANK_MODEL_STORE": "models"}
         done = subprocess.run(
@@ -137,23 +141,30 @@ def story_of(settings: str = "", added: Mapping[str, bytes] | None = None) -> It
         asyncio.run(_filled(features, bundle))
         (folder / "token").write_text(_TOKEN)
         (folder / "pinrank.toml").write_text(_SETTINGS.format(features=features) + settings.format(folder=folder))
-        story = Story(folder)
-        command = [PINRANK, "serve", "--config", "pinrank.toml", "--grpc-port", "0", "--http-port", "0"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
-        with subprocess.Popen(
-            command, cwd=folder, env=environment | {"PINRANK_LOG_FORMAT": "json"}, stderr=subprocess.PIPE, text=True
-        ) as server:
-            assert server.stderr is not None  # noqa: S101 - asked for
-            try:
-                for line in server.stderr:
-                    event = json.loads(line)
-                    if event["event"] == "serving":
-                        story.address = event["grpc"]
-                        break
-                yield story, bundle
-            finally:
-                server.terminate()
-                server.communicate(timeout=60)
+        with serving(folder) as story:
+            yield story, bundle
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Story]:
+    """A server that runs in a folder, with its pinrank.toml."""
+    story = Story(folder)
+    command = [PINRANK, "serve", "--config", "pinrank.toml", "--grpc-port", "0", "--http-port", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment | {"PINRANK_LOG_FORMAT": "json"}, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None  # noqa: S101 - asked for
+        try:
+            for line in server.stderr:
+                event = json.loads(line)
+                if event["event"] == "serving":
+                    story.address = event["grpc"]
+                    break
+            yield story
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
 
 
 async def _filled(url: str, bundle: Bundle) -> None:

@@ -17,26 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.embeddings.producing import neighbourhoods_until
 from bench.engines.lift import COURSES, Course, LiftPlan, Subject, read_dataset, train_subject
 from bench.engines.lift import DATA as DATA_FOLDER
 from bench.harness import Claim, Conclusion, Raw
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import read_bundle
 from ranker.data.actions import ActionLog, action_log
-from ranker.data.embeddings import svd_embeddings
 from ranker.data.requests import Split, producer_until_ms
-from ranker.embedding.graph.edges import LogEdges
-from ranker.embedding.graph.graph import build_graph
-from ranker.embedding.graph.materialised import materialise
-from ranker.embedding.graph.neighbours import graph_folder, make_neighbours
-from ranker.embedding.graph.walks import WalkSettings
 from ranker.embedding.pins.as_of import NetworkVectors
 from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.producer import train_producer
 from ranker.embedding.pins.tasks import CO_SAVE
 from ranker.embedding.pins.trained import TrainedPins, read_network, write_network
 from ranker.embedding.pins.training import PinTraining
-from ranker.embedding.vector_file import SavedVectors, VectorsOrigin
 from ranker.evaluation.bootstrap import RESAMPLES
 from ranker.evaluation.evaluate import evaluate
 from ranker.training.examples import Sampling
@@ -120,13 +114,9 @@ def _network(log: ActionLog, folder: Path, *, quick: bool) -> TrainedPins:
     if path.exists():
         return read_network(path)
     until_ms = producer_until_ms(log, Split())
-    svd = svd_embeddings(log, until_ms, SEED, "bench")
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         work = Path(temporary)
-        graph = build_graph(graph_folder(work / "neighbours"), LogEdges(log, until_ms))
-        walks = WalkSettings(walks=20 if quick else 200)
-        features = SavedVectors(svd, VectorsOrigin(space=svd.space, until_ms=until_ms))
-        joined = materialise(make_neighbours(work / "neighbours", walks), [features], work / "neighbourhoods")
+        graph, walks, joined = neighbourhoods_until(log, until_ms, work, SEED, 20 if quick else 200)
         training = PinTraining(epochs_max=1, batch=64) if quick else TRAINING
         trained = train_producer("bench", joined, graph, walks, CO_SAVE, work, SIZES, training)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,132 @@
+"""The story of new pins in docs/embeddings.md: from new actions to the next answer, with the ranker untouched.
+
+Listeners like songs of one kind each. The ranker and the network of pins are trained on them. Then a song comes out
+that nobody knew, and three listeners of one kind save it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from docs.story import PINRANK, Story, serving
+
+LISTENERS, SONGS, KINDS, NEW = 60, 90, 3, 1_001
+#: What a listener who likes songs of the first kind is offered: one of each kind, and the new one.
+_ASKING, _OFFERED = 30, (3, 4, 5, NEW)
+_UTILITY = """
+[surfaces.home]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save + 0.3 * closeup - hide" }
+[surfaces.related]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save + 0.3 * closeup - hide" }
+"""
+_SERVER = """
+model_store = "models"
+model = "songs"
+feature_store = "lmdb://{folder}/features"
+near_cache_max_age_s = 0.1
+"""
+_FILL = ("data", "fill", "songs", "--store", "models", "--model", "songs", "--feature-store", "lmdb://features")
+
+
+def fresh_pins() -> list[str]:
+    """Play the story."""
+    with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
+        folder = Path(temporary)
+        _write_songs(folder / "songs")
+        (folder / "utility.toml").write_text(_UTILITY)
+        (folder / "pinrank.toml").write_text(_SERVER.format(folder=folder))
+        before = Story(folder)
+        _produce(before)
+        with serving(folder) as story:
+            story.lines = before.lines
+            _follow(story)
+        return before.lines
+
+
+def _produce(story: Story) -> None:
+    """Train the network of pins and a ranker, and fill the feature store."""
+    story.say("Vectors and neighbours of the songs, of events before those that the ranker is trained on.")
+    _run(story, "embed", "svd", "songs", "--out", "svd.parquet", "--before", "training")
+    _run(story, "embed", "walks", "songs", "--out", "neighbours", "--before", "training")
+    _run(story, "embed", "materialise", "neighbours", "--features", "svd.parquet", "--out", "neighbourhoods")
+    story.say("The network of pins, and a ranker that reads its vectors.")
+    _run(
+        story, "embed", "pins", "neighbourhoods", "--graph", "neighbours", "--dim", "16", "--batch", "16",
+        "--own-dropped", "0.5", "--out", "pins", hidden="epoch",
+    )  # fmt: skip
+    _run(
+        story, "train", "--data", "songs", "--name", "songs", "--utility", "utility.toml", "--variant", "base",
+        "--epochs", "2", "--size", "hidden=16", "--requests-max", "200", "--pin-vectors", "pins/network.npz",
+        "--out", "bundle", hidden="",
+    )  # fmt: skip
+    _run(story, "model", "publish", "bundle", "--label", "stable", hidden="")
+    _run(story, *_FILL, "--pin-vectors", "pins/network.npz")
+
+
+def _follow(story: Story) -> None:
+    """Let a song come out, and let the server know it."""
+    story.say("The server runs. A song comes out, of which it knows nothing.")
+    unknown = _rank(story)
+    story.say("Three users who like what user 30 likes save it.")
+    with (story.folder / "songs" / "songs.inter").open("a") as file:
+        file.writelines(f"{user}\t{NEW}\t5\t{100_000 + user}\n" for user in (0, 3, 6))
+    _run(story, "embed", "walks", "songs", "--out", "neighbours-2")
+    _run(story, "embed", "materialise", "neighbours-2", "--features", "svd.parquet", "--out", "neighbourhoods-2")
+    _run(
+        story, "embed", "pins", "neighbourhoods-2", "--graph", "neighbours-2", "--network", "pins/network.npz",
+        "--out", "pins-2",
+    )  # fmt: skip
+    _run(
+        story, "embed", "align", "pins-2/co-save.parquet", "--to", "pins/co-save.parquet", "--out", "refreshed.parquet",
+        "--mean-cosine-min", "0.8", "--moved-share-max", "0.6",
+    )  # fmt: skip
+    _run(story, *_FILL, "--pin-vectors", "refreshed.parquet")
+    known = _rank(story)
+    assert known.index(NEW) < unknown.index(NEW), "the new song has not risen"  # noqa: S101
+    story.say("The same without files in between, again every ten minutes: pinrank embed follow")
+    _run(
+        story, "embed", "follow", "songs", "--network", "pins/network.npz", "--store", "models", "--model",
+        "songs@stable", "--feature-store", "lmdb://features", "--once",
+    )  # fmt: skip
+
+
+def _run(story: Story, *arguments: str, hidden: str | None = None) -> None:
+    """Run a command, which must succeed; leave out the lines of its output that begin with `hidden`."""
+    first = len(story.lines)
+    story.run(*arguments)
+    if any(line.startswith("(exit") for line in story.lines[first:]):
+        raise RuntimeError("\n".join(story.lines))
+    if hidden is not None:
+        story.lines[first + 1 :] = [line for line in story.lines[first + 1 :] if not line.startswith(hidden)]
+
+
+def _rank(story: Story) -> list[int]:
+    """Ask the server, show the order, and return it."""
+    arguments = ("rank", "--user", str(_ASKING), "--pins", ",".join(map(str, _OFFERED)), "--json")
+    done = subprocess.run(
+        [PINRANK, *arguments, "--address", story.address], capture_output=True, text=True, check=True, timeout=60
+    )
+    answer = json.loads(done.stdout)
+    order = [int(pin) for pin in answer["pinIds"]]
+    story.lines += [f"$ pinrank {' '.join(arguments)}", f"  ... the answer's order: {', '.join(map(str, order))} ..."]
+    return order
+
+
+def _write_songs(folder: Path) -> None:
+    """Write the songs and what users did: ratings of 4 and 5 for songs of a user's kind, lower ones for others."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for user in range(LISTENERS):
+        for step, song in enumerate(rng.choice(SONGS, 40, replace=False)):
+            rating = int(rng.integers(4, 6)) if song % KINDS == user % KINDS else int(rng.integers(1, 4))
+            rows.append((1_000 * user + 97 * step, f"{user}\t{song}\t{rating}\t{1_000 * user + 97 * step}"))
+    folder.mkdir()
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float", *(line for _, line in sorted(rows))]
+    (folder / "songs.inter").write_text("\n".join(lines) + "\n")
