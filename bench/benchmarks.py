@@ -61,6 +61,8 @@ BENCHMARKS = {
         Benchmark("walks", "embeddings", ("ranker/embedding/graph",)),
         # It trains for half an hour.
         Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
+        # It needs data that may not be passed on.
+        Benchmark("pin_networks", "embeddings", ("ranker/embedding",), on_request=True),
         # It needs data that must be converted first.
         Benchmark("pin_tasks", "embeddings", ("ranker/embedding",), on_request=True),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),

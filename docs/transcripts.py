@@ -18,6 +18,7 @@ import numpy as np
 
 from docs.changed_bundles import made, scaled_logits, with_moved_embeddings
 from docs.closed_loop import closed_loop
+from docs.fresh_pins import fresh_pins
 from docs.markers import with_marked
 from docs.story import PINS, phase, story_of
 from feature_client.codec import decode_rows
@@ -107,6 +108,7 @@ STORIES = {
     "bad models": ("models.md", bad_models),
     "roll-over": ("models.md", roll_over),
     "closed loop": ("closed-loop.md", closed_loop),
+    "fresh pins": ("embeddings.md", fresh_pins),
 }
 
 

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.embeddings import pin_networks, pin_tasks, vectors_lift
+from bench.engines.lift import Course
+from bench.harness import BenchmarkError, run, whole
+from tests.ranker.interactions import write_atomic
+
+TOY = Course("toy", "toy", "save")
+
+
+def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "toy", per_user=20)
+    monkeypatch.setitem(vectors_lift.GOALS, "toy", vectors_lift.Goal("save", 1.0))
+    raw, concluded = run(
+        "vectors_lift",
+        lambda: vectors_lift.measure(quick=True, courses=(TOY,), data=tmp_path),
+        vectors_lift.conclude,
+        tmp_path / "results",
+    )
+    scorers = raw["courses"]["toy"]["heads"]["save"]
+    assert scorers.keys() == {"svd", "network"}
+    assert "lift_percent" not in scorers["svd"]
+    assert [claim.limit for claim in concluded.claims] == [1.0, 0.0]
+    assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
+    assert not (tmp_path / "vectors_lift").exists()
+
+
+def test_several_tasks_are_compared_with_each_alone(tmp_path: Path) -> None:
+    folder = write_atomic(tmp_path / "grocery", name="grocery")
+    lines = ["item_id:token\tcomplements:token_seq\tsubstitutes:token_seq"]
+    inter = folder / "grocery.inter"
+    inter.write_text(inter.read_text().replace("\tp", "\t1").replace("u", "2").replace("2ser_id", "user_id"))
+    lines += [f"1{pin}\t1{(pin + 1) % 90} 1{(pin + 2) % 90}\t1{(pin + 3) % 90}" for pin in range(90)]
+    (folder / "grocery.item").write_text("\n".join(lines) + "\n")
+    raw = whole(pin_tasks.measure(quick=True, data=tmp_path))
+    assert raw["tasks"].keys() == {"co-save", "complement", "substitute"}
+    for found in raw["tasks"].values():
+        assert 0 <= found["alone"]["low"] <= found["alone"]["value"] <= found["alone"]["high"] <= 1
+    (claim,) = pin_tasks.conclude(raw).claims
+    assert claim.value == sum(found["over"]["value"] >= 0 for found in raw["tasks"].values())
+
+
+def test_networks_are_compared_on_held_out_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    known, held = [], []
+    for user in range(60):
+        pins = (rng.permutation(20) * 3 + user % 3).tolist()
+        known.append(" ".join(map(str, [user, *pins[:8]])))
+        held.append(" ".join(map(str, [user, *pins[8:11]])))
+    (tmp_path / "train.txt").write_text("\n".join(known) + "\n")
+    (tmp_path / "test.txt").write_text("\n".join(held) + "\n")
+    monkeypatch.setenv("PINTEREST_SAVES_DATA", str(tmp_path))
+    raw = whole(pin_networks.measure(quick=True))
+    assert list(raw["found"]) == ["popularity", *pin_networks.NETWORKS]
+    over = raw["found"]["transformer"]["over"]
+    assert over.keys() == {"popularity", "khop", "pooled"}
+    assert len(pin_networks.conclude(raw).claims) == 3
+    monkeypatch.setenv("PINTEREST_SAVES_DATA", str(tmp_path / "none"))
+    with pytest.raises(BenchmarkError, match="put the saves there, or name their folder in PINTEREST_SAVES_DATA"):
+        whole(pin_networks.measure(quick=True))
