@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from feature_client.bulk.columns import ColumnError, entity_ids, field_values
+from feature_client.bulk.source import VECTORS_KEY
 from feature_client.groups import Embedding, EmbeddingSpace, Frozen
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.problems import date_of
 from ranker.errors import DatasetError
 
-_KEY = b"pinrank.vectors"
 _VECTORS = "vector"
 
 Entity = Literal["pin", "user"]
@@ -116,7 +116,7 @@ def _write(path: Path, entity: Entity, ids: np.ndarray, vectors: np.ndarray, ori
         _IDS[entity]: pa.array(ids.astype(np.uint64, copy=False)),
         _VECTORS: pa.FixedSizeListArray.from_arrays(flat, origin.space.dim),
     }
-    table = pa.table(columns).replace_schema_metadata({_KEY: origin.model_dump_json().encode()})
+    table = pa.table(columns).replace_schema_metadata({VECTORS_KEY: origin.model_dump_json().encode()})
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         pq.write_table(table, unfinished, compression="zstd")
@@ -168,7 +168,7 @@ def _read(path: Path, entity: Entity) -> tuple[np.ndarray, np.ndarray, VectorsOr
 
 
 def _origin(path: Path, schema: Any) -> VectorsOrigin:
-    held = (schema.metadata or {}).get(_KEY)
+    held = (schema.metadata or {}).get(VECTORS_KEY)
     if held is None:
         raise DatasetError(
             f"{path} does not say of which embedding space its vectors are, so nothing can be compared with them; "

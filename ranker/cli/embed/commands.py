@@ -1,4 +1,4 @@
-"""`pinrank embed`: makes vectors of pins, and moves refreshed ones into the space that rankers read."""
+"""`pinrank embed`: makes vectors of pins and users, and moves refreshed ones into the space that rankers read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, 
 from ranker.cli.embed.edges import BeforeOption, command_line, edges_of, log_of, say, until_ms_of
 from ranker.cli.embed.evaluate import evaluate
 from ranker.cli.embed.explain import explain, similar
+from ranker.cli.embed.users import user_vectors, users
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add `embed` to the `pinrank` command."""
-    commands = typer.Typer(no_args_is_help=True, help="Make vectors of pins, and refresh those that rankers read.")
+    commands = typer.Typer(
+        no_args_is_help=True, help="Make vectors of pins and users, and refresh those that rankers read."
+    )
     commands.command()(svd)
     commands.command()(walks)
     commands.command()(materialise)
@@ -30,6 +33,8 @@ def register(app: typer.Typer) -> None:
     commands.command()(similar)
     commands.command()(explain)
     commands.command()(align)
+    commands.command()(users)
+    commands.command()(user_vectors)
     app.add_typer(commands, name="embed")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -50,22 +50,22 @@ class FitSettings(Frozen):
         seed: of everything random.
     """
 
-    dim: int = Field(64, ge=2, le=4096)
-    layers: int = Field(2, ge=1, le=64)
-    heads: int = Field(2, ge=1)
-    length_max: int = Field(256, ge=1, le=4096)
+    dim: Annotated[int, Field(ge=2, le=4096)] = 64
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    heads: Annotated[int, Field(ge=1)] = 2
+    length_max: Annotated[int, Field(ge=1, le=4096)] = 256
     table: bool = True
     loss: Loss = "dense"
-    horizon_days: float = Field(28.0, gt=0)
-    horizon_actions: int = Field(64, ge=1)
-    positives: int = Field(8, ge=1)
-    predictions: int = Field(2048, ge=1)
-    candidates: int = Field(8192, ge=1)
-    epochs: int = Field(10, ge=1)
-    batch: int = Field(64, ge=1)
-    rate: float = Field(1e-3, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    horizon_days: Annotated[float, Field(gt=0)] = 28.0
+    horizon_actions: Annotated[int, Field(ge=1)] = 64
+    positives: Annotated[int, Field(ge=1)] = 8
+    predictions: Annotated[int, Field(ge=1)] = 2048
+    candidates: Annotated[int, Field(ge=1)] = 8192
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch: Annotated[int, Field(ge=1)] = 64
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _heads_share_the_numbers(self) -> FitSettings:
@@ -111,7 +111,8 @@ def _horizon(sequences: Sequences, settings: FitSettings, place: np.ndarray) -> 
     horizon_ms = round(settings.horizon_days * _DAY_MS)
     apart = int(since.max(initial=0)) + horizon_ms + 1
     key = sequences.users * apart + since
-    return np.searchsorted(key, key + horizon_ms, side="right")
+    found: np.ndarray = np.searchsorted(key, key + horizon_ms, side="right")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ def fit(
                 if not torch.isfinite(loss):
                     raise DivergedError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower the learning rate")
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 progress(done, total, f"loss {loss.item():.3f}")
             schedule.step()

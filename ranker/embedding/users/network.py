@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -30,14 +31,14 @@ class NetworkSizes(Frozen):
         length_max: how many of a user's last actions are read.
     """
 
-    pins: int = Field(ge=0)
-    pin_dim: int = Field(ge=0)
-    actions: int = Field(ge=1)
+    pins: Annotated[int, Field(ge=0)]
+    pin_dim: Annotated[int, Field(ge=0)]
+    actions: Annotated[int, Field(ge=1)]
     timed: bool
-    dim: int = Field(ge=2, le=4096)
-    layers: int = Field(ge=1, le=64)
-    heads: int = Field(ge=1)
-    length_max: int = Field(ge=1, le=4096)
+    dim: Annotated[int, Field(ge=2, le=4096)]
+    layers: Annotated[int, Field(ge=1, le=64)]
+    heads: Annotated[int, Field(ge=1)]
+    length_max: Annotated[int, Field(ge=1, le=4096)]
 
 
 class Pins(nn.Module):
@@ -46,7 +47,8 @@ class Pins(nn.Module):
     def __init__(self, sizes: NetworkSizes) -> None:
         super().__init__()
         self.table = nn.Embedding(sizes.pins + 1, sizes.dim, padding_idx=0)
-        nn.init.normal_(self.table.weight, std=sizes.dim**-0.5)
+        # Where there are given vectors, the table begins as a small correction of them.
+        nn.init.normal_(self.table.weight, std=(0.1 if sizes.pin_dim else 1.0) * sizes.dim**-0.5)
         with torch.no_grad():
             self.table.weight[0] = 0
         self.given = nn.Linear(sizes.pin_dim, sizes.dim, bias=False) if sizes.pin_dim else None
@@ -93,8 +95,11 @@ class UserNetwork(nn.Module):
         self.sizes = sizes
         self.pins = Pins(sizes)
         self.action = nn.Embedding(sizes.actions, dim)
-        nn.init.normal_(self.action.weight, std=0.1 * dim**-0.5)
-        self.time = nn.Linear(TIME_NUMBERS, dim) if sizes.timed else None
+        self.time = nn.Linear(TIME_NUMBERS, dim, bias=False) if sizes.timed else None
+        # Small at first, so that the pins are not lost among them.
+        for added in (self.action, self.time):
+            if added is not None:
+                nn.init.normal_(added.weight, std=0.1 * dim**-0.5)
         self.norm_in, self.norm_out, self.drop = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(sizes, dropout) for _ in range(sizes.layers))
         self.user_hidden, self.user_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
@@ -114,7 +119,7 @@ class UserNetwork(nn.Module):
             actions: int64[B, L].
             times: float[B, L, TIME_NUMBERS]; None if the network reads none.
         """
-        tokens = self.pins(rows, vectors) + self.action(actions)
+        tokens: Tensor = self.pins(rows, vectors) + self.action(actions)
         if self.time is not None and times is not None:
             tokens = tokens + self.time(times)
         tokens = self.drop(self.norm_in(tokens))
@@ -124,7 +129,7 @@ class UserNetwork(nn.Module):
 
     def user_vectors(self, states: Tensor) -> Tensor:
         """Return float[..., D], the user's vectors for float[..., D] states."""
-        found = self.user_out(functional.gelu(self.user_hidden(self.norm_out(states))))
+        found: Tensor = self.user_out(functional.gelu(self.user_hidden(self.norm_out(states))))
         return functional.normalize(found, dim=-1)
 
     def pin_vectors(self, rows: Tensor, vectors: Tensor) -> Tensor:
@@ -135,7 +140,8 @@ class UserNetwork(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """By how much dot products of unit vectors are scaled to be logits."""
-        return self.log_temperature.exp().clamp(max=_TEMPERATURE_MAX)
+        found: Tensor = self.log_temperature.exp().clamp(max=_TEMPERATURE_MAX)
+        return found
 
 
 def tensors(read: Windows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

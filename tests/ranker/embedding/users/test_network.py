@@ -15,8 +15,9 @@ def network(timed: bool = True, length_max: int = 20) -> UserNetwork:
         NetworkSizes(pins=30, pin_dim=6, actions=4, timed=timed, dim=16, layers=3, heads=2, length_max=length_max)
     ).eval()
     with torch.no_grad():  # zeros in a new network, which would hide what the distance does
-        for layer in found.layers:
-            layer.distance.normal_()
+        for name, weight in found.named_parameters():
+            if name.endswith("distance"):
+                weight.normal_()
     return found
 
 
