@@ -50,6 +50,18 @@ class VectorsOrigin(Frozen):
     made_of: str = ""
     entity: Entity = "pin"
 
+    def refuse_after(self, until_ms: int) -> None:
+        """Raise DatasetError unless they are known to be made of events before a time: a test would see the future."""
+        own_ms = self.until_ms
+        if own_ms is not None and own_ms <= until_ms:
+            return
+        made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
+        date = date_of(until_ms)
+        raise DatasetError(
+            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
+            f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SavedVectors:
@@ -59,16 +71,8 @@ class SavedVectors:
     origin: VectorsOrigin
 
     def refuse_after(self, until_ms: int) -> None:
-        """Raise DatasetError unless they are known to be made of events before a time: a test would see the future."""
-        own_ms = self.origin.until_ms
-        if own_ms is not None and own_ms <= until_ms:
-            return
-        made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
-        date = date_of(until_ms)
-        raise DatasetError(
-            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
-            f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
-        )
+        """See `VectorsOrigin.refuse_after`."""
+        self.origin.refuse_after(until_ms)
 
 
 @dataclass(frozen=True, slots=True)

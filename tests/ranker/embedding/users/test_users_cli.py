@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,27 @@ async def _loaded(url: str, source: Source, group: FeatureGroup, ids: np.ndarray
 def test_vectors_of_users_are_not_taken_for_those_of_pins(data: Path, made: Path) -> None:
     code, output = run("embed", "evaluate", made / "users.parquet", "--data", data)
     assert (code, "has vectors of users, and those of pins are needed" in output) == (1, True)
+
+
+def test_vectors_of_users_are_measured_beside_means_of_pins(data: Path, made: Path, pins: Path, tmp_path: Path) -> None:
+    asked = ("embed", "evaluate", made / "pins.parquet", "--data", data)
+    code, output = run(*asked, "--users", made / "users.parquet", "--json", tmp_path / "e.json")
+    assert code == 0, output
+    found = json.loads((tmp_path / "e.json").read_text())["scorers"]
+    assert found.keys() == {"popularity", "pins.parquet", "users.parquet"}
+    log = action_log(read_atomic(data))
+    until_ms = producer_until_ms(log, Split())
+    users, own = read_user_vectors(made / "users.parquet"), read_vectors(made / "pins.parquet").embeddings
+    liked = log.schema.affinities[log.action] > 0
+    early = log.time_ms < until_ms
+    shares = []
+    for user, vector in zip(users.user_ids, users.vectors.astype(np.float32), strict=True):
+        events = liked & (log.user_ids[log.user] == user)
+        known, held = (np.unique(log.pin_ids[log.pin[events & side]]) for side in (early, ~early))
+        held = np.setdiff1d(held, known)
+        if len(known) and len(held):
+            scores = np.where(np.isin(own.pin_ids, known), -np.inf, own.vectors.astype(np.float32) @ vector)
+            shares.append(np.isin(held, own.pin_ids[np.argsort(-scores)[:10]]).mean())
+    assert found["users.parquet"]["recall"]["10"]["value"] == pytest.approx(np.mean(shares))
+    code, output = run("embed", "evaluate", pins, "--data", data, "--users", made / "users.parquet")
+    assert (code, "pass those that `pinrank embed users` wrote together" in output) == (1, True)
