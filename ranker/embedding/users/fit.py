@@ -58,12 +58,12 @@ class FitSettings(Frozen):
     loss: Loss = "dense"
     horizon_days: Annotated[float, Field(gt=0)] = 28.0
     horizon_actions: Annotated[int, Field(ge=1)] = 64
-    positives: Annotated[int, Field(ge=1)] = 8
-    predictions: Annotated[int, Field(ge=1)] = 2048
-    candidates: Annotated[int, Field(ge=1)] = 8192
+    positives: Annotated[int, Field(ge=1)] = 4
+    predictions: Annotated[int, Field(ge=1)] = 1024
+    candidates: Annotated[int, Field(ge=1)] = 4096
     epochs: Annotated[int, Field(ge=1)] = 10
     batch: Annotated[int, Field(ge=1)] = 64
-    rate: Annotated[float, Field(gt=0)] = 1e-3
+    rate: Annotated[float, Field(gt=0)] = 3e-3
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -218,8 +218,8 @@ def fit(
     """Train a network; equal arguments give equal weights on one machine.
 
     Args:
-        sequences: what to learn from; pins are positions in `pins`.
-        pins: what is known of all pins.
+        sequences: what to learn from, none of them empty; pins are positions in `pins`.
+        pins: what is known of the pins that occur in them.
         sizes: of the network.
         settings: how to train.
         progress: told after every batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,15 +71,20 @@ def train_users(
     if pin_vectors is None and not settings.table:
         raise SettingError("a network without a table of pins needs given vectors of pins (--pins)")
     pin_ids = np.unique(log.pin_ids[log.pin[: log.before(before_ms)]]) if settings.table else np.zeros(0, np.uint64)
-    pins = PinRows.of(log.pin_ids, pin_ids, pin_vectors)
-    sequences = Sequences.of_log(log, pins.readable, before_ms, timed=timed)
-    if not len(sequences.pins):
+    readable = PinRows.of(log.pin_ids, pin_ids, pin_vectors).readable
+    whole = Sequences.of_log(log, readable, before_ms, timed=timed)
+    if not len(whole.pins):
         raise DatasetError("no action in the window is on a pin that the network can know; use more data")
+    # Users and pins that only later events know must not even be counted.
+    occurring, pin = np.unique(whole.pins, return_inverse=True)
+    active = np.flatnonzero(np.diff(whole.splits))
+    sequences = replace(whole, pins=pin, splits=np.append(whole.splits[active], len(pin)))
+    pins = PinRows.of(log.pin_ids[occurring], pin_ids, pin_vectors)
     pin_space = None if pin_vectors is None else pin_vectors.space
     sizes = sizes_of(settings, len(pin_ids), pin_space, log.schema.names, timed=timed)
-    given = log.user_ids[sequences.users], log.pin_ids[sequences.pins], sequences.actions, sequences.liked
+    given = log.user_ids[whole.users], log.pin_ids[whole.pins], sequences.actions, sequences.liked
     times = () if sequences.time_ms is None else (sequences.time_ms,)
-    used = pins.vectors[np.unique(sequences.pins)], "" if pin_space is None else pin_space.ref
+    used = pins.vectors, "" if pin_space is None else pin_space.ref
     content = content_digest("users", PRODUCER_VERSION, settings, log.schema.names, *used, *given, *times)
     space = EmbeddingSpace(name=f"{name}-users", version=PRODUCER_VERSION, dim=settings.dim, content=content)
     network = fit(sequences, pins, sizes, settings, progress)

@@ -154,10 +154,21 @@ def test_training_reads_nothing_from_its_end_on(loss):
     until_ms = int(log.time_ms[400])
     settings = SMALL.model_copy(update={"loss": loss, "epochs": 1})
     one = train_users(log, None, until_ms, settings, "toy")
-    other = train_users(changed_after(log, until_ms), None, until_ms, settings, "toy")
-    assert one.space == other.space
-    for name, weight in one.network.state_dict().items():
-        assert torch.equal(weight, other.network.state_dict()[name]), name
+    # Later events may be others, may be missing, and may be of users and pins that nobody knows yet.
+    early = log.time_ms < until_ms
+    fewer = log_of(log.user[early], log.pin[early], log.time_ms[early], log.action[early])
+    more = log_of(
+        np.append(log.user, [77, 78]),
+        np.append(log.pin, [5, 99]),
+        np.append(log.time_ms, [until_ms, until_ms + 1]),
+        np.append(log.action, [0, 0]),
+    )
+    assert len(more.pin_ids) > len(log.pin_ids)
+    for changed in (changed_after(log, until_ms), fewer, more):
+        other = train_users(changed, None, until_ms, settings, "toy")
+        assert one.space == other.space
+        for name, weight in one.network.state_dict().items():
+            assert torch.equal(weight, other.network.state_dict()[name]), name
     later = train_users(changed_after(log, until_ms), None, until_ms + DAY_MS, settings, "toy")
     assert later.space != one.space
 
