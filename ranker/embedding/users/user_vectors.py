@@ -48,7 +48,8 @@ def user_vectors_at(
     Raises:
         DatasetError: the log has other actions than the network knows, or `pin_vectors` are of another space.
 
-    Cost: about 1 ms for a user with 256 actions, 64 numbers and two layers, on one core.
+    Cost: on one core, with 64 numbers and two layers, about 0.2 ms for a history of 12 actions, 0.6 ms for 60, and
+        4 ms for 256. Users are computed once for all times between which they did nothing.
     """
     if log.schema.names != model.actions:
         raise DatasetError(
