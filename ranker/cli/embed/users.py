@@ -84,6 +84,8 @@ def users(
         from ranker.embedding.users.user_vectors import daily_vectors, vectors_of_pins  # noqa: PLC0415
         from ranker.embedding.vector_file import VectorsOrigin, write_user_vectors, write_vectors  # noqa: PLC0415
 
+        if dim % 2:
+            fail(f"--dim {dim} is odd, and two attention heads share the numbers; choose an even number")
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         settings = FitSettings(
             loss=loss.value,

@@ -16,7 +16,7 @@ from ranker.embedding.users.fit import (
     targets_of,
 )
 from ranker.embedding.users.model import train_users
-from ranker.embedding.users.sequences import PinRows, Sequences
+from ranker.embedding.users.sequences import Sequences
 from ranker.embedding.users.user_vectors import user_vectors_at, vectors_of_pins
 from ranker.errors import DatasetError, SettingError
 from tests.ranker.embedding.users.users import DAY_MS, SMALL, changed_after, log_of, random_log
@@ -183,9 +183,3 @@ def test_too_little_to_learn_from_is_refused():
         train_users(log, None, 10, SMALL.model_copy(update={"table": False}), "toy")
     with pytest.raises(ValueError, match="cannot be shared by 3 heads"):
         FitSettings(dim=16, heads=3)
-
-
-def test_pins_that_are_only_known_by_given_vectors_are_candidates_too():
-    log = random_log()
-    pins = PinRows.of(log.pin_ids, log.pin_ids[:5], None)
-    assert pins.readable.tolist() == [True] * 5 + [False] * (len(log.pin_ids) - 5)

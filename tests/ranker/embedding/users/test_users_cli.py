@@ -94,6 +94,11 @@ def test_vectors_of_pins_that_have_seen_later_events_are_refused(data: Path, tmp
     assert not (tmp_path / "users").exists()
 
 
+def test_a_dimension_that_two_heads_cannot_share_is_refused(data: Path, tmp_path: Path) -> None:
+    code, output = run("embed", "users", data, "--out", tmp_path / "users", "--dim", "15")
+    assert (code, "choose an even number" in output) == (1, True)
+
+
 def test_lists_without_times_are_sequences(tmp_path: Path) -> None:
     lists = tmp_path / "lists.txt"
     rng = np.random.default_rng(0)
