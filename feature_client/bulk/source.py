@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 import zlib
 from collections import Counter
@@ -16,9 +17,12 @@ import numpy as np
 
 from feature_client.bulk.columns import ColumnError, entity_ids, field_values
 from feature_client.bulk.row_groups import batches
-from feature_client.groups import FeatureGroup
+from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup
 
 CHUNK_ROWS = 20_000
+
+#: Under this key, the metadata of a Parquet file of vectors say in JSON of which embedding space they are.
+VECTORS_KEY = b"pinrank.vectors"
 
 #: The errors that NumPy raises for a broken file. Arrow has an exception class of its own.
 _READER_ERRORS: tuple[type[Exception], ...] = (
@@ -34,7 +38,9 @@ class SourceError(Exception):
 
 
 class Source:
-    """The rows of a group in a file: `.parquet`, or `.npz` with one array per field. The column `id` holds the ids.
+    """The rows of a group in a file: `.parquet`, or `.npz` with one array per field.
+
+    The column `id` holds the ids. In a file of vectors that `pinrank embed` wrote, it is `item_id` or `user_id`.
 
     Attributes:
         name: the name of the file, without its folder.
@@ -47,7 +53,8 @@ class Source:
         self._path, self._group = path, group
         self.name = path.name
         self._reader_errors = _READER_ERRORS
-        self._wanted = ["id", *(field.name for field in group.fields)]
+        self._id = "id"
+        self._wanted = [self._id, *(field.name for field in group.fields)]
         with self._named():
             if not path.is_file():
                 raise SourceError(f"{path}: the file does not exist")
@@ -69,10 +76,31 @@ class Source:
         self._parquet = pq.ParquetFile(self._path, page_checksum_verification=True)  # if the file has checksums
         metadata = self._parquet.metadata
         self.rows = int(metadata.num_rows)
+        described = (self._parquet.schema_arrow.metadata or {}).get(VECTORS_KEY)
+        if described is not None:
+            self._open_vectors(described)
         self._check_names(self._parquet.schema_arrow.names)
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         #: int64, the first row after each row group.
         self._group_ends = np.cumsum(counts, dtype=np.int64)
+
+    def _open_vectors(self, described: bytes) -> None:
+        """Check that the vectors of a file are of the space that the group has."""
+        about = json.loads(described)
+        space = EmbeddingSpace.model_validate(about["space"])
+        entity = about.get("entity", "pin")
+        if entity != self._group.entity:
+            raise SourceError(
+                f"{self._path}: has vectors of {entity}s, and group {self._group.ref} is of {self._group.entity}s"
+            )
+        for field in self._group.fields:
+            if isinstance(field, Embedding) and field.space != space:
+                raise SourceError(
+                    f"{self._path}: has vectors of {space.ref}, and field {field.name!r} of {self._group.ref} needs "
+                    f"{field.space.ref}; load vectors of that space, or describe a group for this one"
+                )
+        self._id = "item_id" if entity == "pin" else "user_id"
+        self._wanted[0] = self._id
 
     def _open_npz(self) -> None:
         self._parquet = None
@@ -93,7 +121,8 @@ class Source:
         ref = self._group.ref
         if lacking := [name for name in self._wanted if name not in counts]:
             raise SourceError(
-                f"{self._path}: no column {', '.join(lacking)}; group {ref} needs a column id and one for each field"
+                f"{self._path}: no column {', '.join(lacking)}; group {ref} needs a column {self._id} and one for "
+                "each field"
             )
         if repeated := [name for name in self._wanted if counts[name] > 1]:
             raise SourceError(f"{self._path}: more than one column {', '.join(repeated)}; keep one of each")
@@ -163,9 +192,9 @@ class Source:
             position += len(batch)
 
     def _structured(self, first: int, columns: Mapping[str, Any]) -> Chunk:
-        name = "id"
+        name = self._id
         try:
-            ids = entity_ids(columns["id"])
+            ids = entity_ids(columns[self._id])
             rows = np.zeros(len(ids), self._group.dtype)
             for field in self._group.fields:
                 name = field.name

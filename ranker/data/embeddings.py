@@ -62,15 +62,26 @@ class PinEmbeddings:
 
     def of(self, pin_ids: np.ndarray) -> np.ndarray:
         """Return float16[N, D], zeros for pins without a vector."""
-        if not len(self.pin_ids):
-            return np.zeros((len(pin_ids), self.vectors.shape[1]), np.float16)
-        index = np.searchsorted(self.pin_ids, pin_ids).clip(max=len(self.pin_ids) - 1)
-        found = self.pin_ids[index] == pin_ids
-        return np.where(found[:, None], self.vectors[index], np.float16(0))
+        return rows_of(self.pin_ids, self.vectors, pin_ids)
 
     def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:  # noqa: ARG002 - they stay the same
         """Do what `PinVectors.as_of` says."""
         return self.of(log.pin_ids)
+
+
+def rows_of(ids: np.ndarray, vectors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return float16[N, D], the vectors of uint64[N] wanted ids; zeros for those that are not among the ids.
+
+    Args:
+        ids: uint64[K], ascending.
+        vectors: float16[K, D].
+        wanted: uint64[N].
+    """
+    if not len(ids):
+        return np.zeros((len(wanted), vectors.shape[1]), np.float16)
+    index = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    found = ids[index] == wanted
+    return np.where(found[:, None], vectors[index], np.float16(0))
 
 
 def embeddings_of(bundle: Bundle) -> PinEmbeddings:

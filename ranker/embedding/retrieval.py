@@ -13,10 +13,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.embeddings import PinEmbeddings, rows_of
 from ranker.data.users.interests import InterestSettings, interests_of
 from ranker.embedding.graph.edges import Edges
 from ranker.embedding.lists import Lists
+from ranker.embedding.vector_file import UserVectors
 from ranker.errors import DatasetError
 from ranker.evaluation.bootstrap import RESAMPLES, Estimate, Resampling, resample
 
@@ -35,12 +36,14 @@ class Questions:
     """Contexts that have both known and held-out pins.
 
     Attributes:
+        context_ids: uint64[C], ascending.
         pin_ids: uint64[P], ascending; the candidates.
         known: what a context asks with; never an answer of it.
         held: the right answers.
         counts: int64[P], known edges of each pin.
     """
 
+    context_ids: np.ndarray
     pin_ids: np.ndarray
     known: Lists
     held: Lists
@@ -82,7 +85,7 @@ def questions(
         contexts = np.sort(np.random.default_rng(seed).choice(contexts, contexts_max, replace=False))
     counts = np.bincount(of_known % len(pin_ids), minlength=len(pin_ids))
     asked, right = (_lists(edges, contexts, len(pin_ids)) for edges in (of_known, of_held))
-    return Questions(pin_ids, asked, right, counts)
+    return Questions(context_ids[contexts], pin_ids, asked, right, counts)
 
 
 def _ends(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +129,32 @@ def by_vectors(asked: Questions, vectors: PinEmbeddings) -> Scorer:
         found = sums @ numbers.T
         found[:, ~findable] = -np.inf
         found[~sums.any(axis=1)] = -np.inf
+        return found
+
+    return Scorer(scores, findable)
+
+
+def by_users(asked: Questions, users: UserVectors, vectors: PinEmbeddings) -> Scorer:
+    """Return the scores by the dot product with the vector of a user; the contexts are users.
+
+    Users without a vector find nothing.
+
+    Raises:
+        DatasetError: the vectors of users and pins are not of one space.
+    """
+    if users.origin.space != vectors.space:
+        raise DatasetError(
+            f"the users' vectors are of {users.origin.space.ref}, and the pins' of {vectors.space.ref}; pass those "
+            "that `pinrank embed users` wrote together"
+        )
+    numbers = vectors.of(asked.pin_ids).astype(np.float32)
+    own = rows_of(users.user_ids, users.vectors, asked.context_ids).astype(np.float32)
+    findable = np.asarray(numbers.any(axis=1))
+
+    def scores(contexts: np.ndarray) -> np.ndarray:
+        found: np.ndarray = own[contexts] @ numbers.T
+        found[:, ~findable] = -np.inf
+        found[~own[contexts].any(axis=1)] = -np.inf
         return found
 
     return Scorer(scores, findable)

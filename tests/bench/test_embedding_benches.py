@@ -25,7 +25,7 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
     scorers = raw["courses"]["toy"]["heads"]["save"]
     assert scorers.keys() == {"svd", "network"}
     assert "lift_percent" not in scorers["svd"]
-    assert [claim.limit for claim in concluded.claims] == [1.0, 0.0]
+    assert [claim.target for claim in concluded.claims] == [1.0, 0.0]
     assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
     assert not (tmp_path / "vectors_lift").exists()
 
@@ -42,7 +42,7 @@ def test_several_tasks_are_compared_with_each_alone(tmp_path: Path) -> None:
     for found in raw["tasks"].values():
         assert 0 <= found["alone"]["low"] <= found["alone"]["value"] <= found["alone"]["high"] <= 1
     (claim,) = pin_tasks.conclude(raw).claims
-    assert claim.value == sum(found["over"]["value"] >= 0 for found in raw["tasks"].values())
+    assert claim.measured == sum(found["over"]["value"] >= 0 for found in raw["tasks"].values())
 
 
 def test_networks_are_compared_on_held_out_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`pinrank embed`: makes vectors of pins, and moves refreshed ones into the space that rankers read."""
+"""`pinrank embed`: makes vectors of pins and users, and moves refreshed ones into the space that rankers read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ranker.cli.embed.evaluate import evaluate
 from ranker.cli.embed.explain import explain, similar
 from ranker.cli.embed.follow import follow
 from ranker.cli.embed.pins import pins
+from ranker.cli.embed.users import user_vectors, users
 from ranker.cli.embed.where import OnOption, engine_of, join_of
 from ranker.cli.places import check_file
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add `embed` to the `pinrank` command."""
-    commands = typer.Typer(no_args_is_help=True, help="Make vectors of pins, and refresh those that rankers read.")
+    commands = typer.Typer(
+        no_args_is_help=True, help="Make vectors of pins and users, and refresh those that rankers read."
+    )
     commands.command()(svd)
     commands.command()(walks)
     commands.command()(materialise)
@@ -35,6 +38,8 @@ def register(app: typer.Typer) -> None:
     commands.command()(similar)
     commands.command()(explain)
     commands.command()(align)
+    commands.command()(users)
+    commands.command()(user_vectors)
     app.add_typer(commands, name="embed")
 
 

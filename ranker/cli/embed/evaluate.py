@@ -55,6 +55,12 @@ def evaluate(
             help="Also ask with so many clusters of the known pins, instead of their mean; repeat it for several.",
         ),
     ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also ask with vectors of users that `pinrank embed users` wrote; the first file is that of its pins."
+        ),
+    ] = None,
     actions: ActionsOption = None,
     before: BeforeOption = "training",
     contexts_max: Annotated[
@@ -74,13 +80,14 @@ def evaluate(
         from ranker.embedding.retrieval import (  # noqa: PLC0415
             by_interests,
             by_popularity,
+            by_users,
             by_vectors,
             questions,
             ranked,
             recall_difference,
             retrieval,
         )
-        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
+        from ranker.embedding.vector_file import read_user_vectors, read_vectors  # noqa: PLC0415
 
         if json_path is not None:
             check_file(json_path)
@@ -92,7 +99,7 @@ def evaluate(
         until_ms = edges[0].until_ms
         if until_ms is not None:
             for file in files.values():
-                file.refuse_after(until_ms)
+                file.origin.refuse_after(until_ms)
         own = {name: file.embeddings for name, file in files.items()}
         asked = questions(*edges, [*own.values()], contexts_max, seed)
         scorers: dict[str, Scorer] = {_POPULARITY: by_popularity(asked)}
@@ -102,6 +109,11 @@ def evaluate(
             scorers |= {
                 f"{name}, {count} interests": by_interests(asked, found, of_count) for name, found in own.items()
             }
+        if users is not None:
+            of_users = read_user_vectors(users)
+            if until_ms is not None:
+                of_users.origin.refuse_after(until_ms)
+            scorers[users.name] = by_users(asked, of_users, own[vectors[0].name])
         ranks: dict[str, Ranks] = {}
         for name, scorer in scorers.items():
             with reporter.step(name) as progress:

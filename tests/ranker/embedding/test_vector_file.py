@@ -9,7 +9,15 @@ from feature_client.groups import EmbeddingSpace
 from ranker.data.atomic.described import Vectors
 from ranker.data.atomic.vectors import open_vectors
 from ranker.data.embeddings import PinEmbeddings
-from ranker.embedding.vector_file import VectorsOrigin, open_saved_vectors, read_vectors, write_vectors
+from ranker.embedding.vector_file import (
+    UserVectors,
+    VectorsOrigin,
+    open_saved_vectors,
+    read_user_vectors,
+    read_vectors,
+    write_user_vectors,
+    write_vectors,
+)
 from ranker.errors import DatasetError
 
 SPACE = EmbeddingSpace(name="toy", version=2, dim=3, content="0123456789abcdef")
@@ -125,3 +133,26 @@ def test_a_fault_in_a_part_is_named_with_its_row(tmp_path):
     file.read(0)
     with pytest.raises(DatasetError, match=r"v\.parquet, row group 1, row 0 \(the first is 0\): .* is not finite"):
         file.read(1)
+
+
+def test_vectors_of_users_come_back_and_are_not_those_of_pins(tmp_path):
+    path, origin = tmp_path / "u.parquet", ORIGIN.model_copy(update={"entity": "user"})
+    users = UserVectors(HELD.pin_ids, HELD.vectors, origin)
+    write_user_vectors(path, users)
+    found = read_user_vectors(path)
+    assert (found.origin, found.user_ids.tolist()) == (origin, [2, 2**64 - 1])
+    assert np.array_equal(found.vectors, HELD.vectors)
+    with pytest.raises(DatasetError, match="has vectors of users, and those of pins are needed"):
+        read_vectors(path)
+    with pytest.raises(ValueError, match="vectors of a pin cannot be written as those of a user"):
+        write_vectors(path, HELD, origin)
+    write_vectors(path, HELD, ORIGIN)
+    with pytest.raises(DatasetError, match="has vectors of pins, and those of users are needed"):
+        read_user_vectors(path)
+
+
+def test_files_that_were_written_before_there_were_users_are_of_pins(tmp_path):
+    path = tmp_path / "v.parquet"
+    described = ORIGIN.model_dump_json(exclude={"entity"}).encode()
+    changed(path, lambda table: table.replace_schema_metadata({b"pinrank.vectors": described}))
+    assert read_vectors(path).origin.entity == "pin"
