@@ -16,6 +16,7 @@ from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.data.features import Groups, pin_rows
 from ranker.data.users.interests import InterestSettings, interests_of_user
 from ranker.data.users.rows import INTEREST_GROUP, InterestRows, interest_group, rows_by_group
+from ranker.errors import DatasetError
 from ranker.export.manifest import draft_manifest, in_space
 from tests.ranker.interactions import write_atomic
 
@@ -120,6 +121,17 @@ def test_a_manifest_with_interests_declares_the_group_and_what_networks_read_of_
     specs = {spec.name: (spec.side, spec.shape) for spec in manifest.specs if spec.name in own}
     assert list(specs.values()) == [("request", (COUNT, 32)), ("request", (COUNT,)), ("candidate", (COUNT,))]
     assert Groups.served_by(manifest) == Groups.of(SPACE, RATINGS, interests=COUNT)
+
+
+def test_a_group_of_that_name_with_other_fields_is_refused() -> None:
+    manifest = draft_manifest("toy", SPACE, RATINGS, RATINGS.heads, sequence_length=0, interests=COUNT)
+    for fields in (manifest.group(INTEREST_GROUP).fields[1:], manifest.group(INTEREST_GROUP).fields[COUNT:]):
+        other = manifest.group(INTEREST_GROUP).model_copy(update={"fields": fields})
+        changed = manifest.model_copy(update={"groups": (*manifest.groups[:2], other)})
+        with pytest.raises(
+            DatasetError, match=r"group user_interests@1 has the fields .*, which are not interests and"
+        ):
+            Groups.served_by(changed)
 
 
 def test_other_numbers_of_interests_and_other_spaces_are_stored_beside_each_other() -> None:
