@@ -88,7 +88,7 @@ class Groups:
                 f"{manifest.ref} reads features that are not made from interactions ({error.args[0]}); load them with "
                 "`pinrank features load`"
             ) from error
-        further = tuple(InterestRows(group) for group in manifest.groups if group.name == INTEREST_GROUP)
+        further = tuple(InterestRows.of(group) for group in manifest.groups if group.name == INTEREST_GROUP)
         return Groups(pin, user, manifest.sequence, further)
 
     @property
@@ -290,8 +290,8 @@ async def fill_store(
         ("pins", groups.pin, log.pin_ids, pins, fields_of(log.described.pins), log.pin_values),
         ("users", groups.user, log.user_ids, users, fields_of(log.described.users), log.user_values),
         *(
-            (g.name, g, log.user_ids, Rows(further[g.name], users.states), (), listed_users)
-            for g in groups.of_users[1:]
+            (one.group.name, one.group, log.user_ids, Rows(further[one.group.name], users.states), (), listed_users)
+            for one in groups.further
         ),
     ):
         present = rows.states == RowState.PRESENT

@@ -37,8 +37,8 @@ def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> l
         known = surface == "home" or fill > 0.1
         actions = round(fill * manifest.sequence_length)
         fetched = _invent(rng, groups, embeddings, candidates, actions, surface, known)
-        further = {g.name: _invent_further(rng, g, embeddings, fill, known) for g in groups.of_users[1:]}
-        requests.append((replace(fetched, user={**fetched.user, **further}), surface))
+        user = {one.group.name: _invent_further(rng, one.group, embeddings, fill, known) for one in groups.further}
+        requests.append((replace(fetched, user={**fetched.user, **user}), surface))
     return requests
 
 

@@ -50,7 +50,7 @@ def manifest_fields(
     return {
         "name": name,
         "version": version,
-        "groups": (groups.user, groups.pin, *groups.of_users[1:]),
+        "groups": (groups.user, groups.pin, *(one.group for one in groups.further)),
         "sequence": groups.sequence if sequence_length else None,
         "sequence_length": sequence_length,
         "inputs": network_inputs(groups, sequence=sequence_length > 0, similarities=similarities, recency=recency),

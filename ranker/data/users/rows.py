@@ -13,6 +13,7 @@ from model_store.bundle.tensor_sources import EmbeddingSet, Scalars, SetSimilari
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.users.interests import InterestSettings, interests_of_user
+from ranker.errors import DatasetError
 
 INTEREST_GROUP = "user_interests"
 #: Names of the inputs of networks that read interests.
@@ -23,7 +24,8 @@ class UserRows(Protocol):
     """Makes the rows of one group of users from what they did before a time.
 
     Training, evaluation and `pinrank data fill` call the same function, each for its own time: what a network learns
-    from is what a store will hold.
+    from is what a store will hold. What else the rows are made of, such as a trained network of users, is the maker's
+    own.
     """
 
     @property
@@ -64,6 +66,18 @@ class InterestRows:
     """
 
     group: FeatureGroup
+
+    @staticmethod
+    def of(group: FeatureGroup) -> InterestRows:
+        """Return the maker for a group in a manifest. Raises DatasetError if it is no group of interests."""
+        spaces = [field.space for field in group.fields if isinstance(field, Embedding)]
+        if not spaces or group.fields != interest_group(spaces[0], len(spaces)).fields:
+            names = ", ".join(field.name for field in group.fields)
+            raise DatasetError(
+                f"group {group.ref} has the fields {names}, which are not interests and their importances; load its "
+                "features with `pinrank features load`"
+            )
+        return InterestRows(group)
 
     @property
     def inputs(self) -> tuple[TensorInput, ...]:

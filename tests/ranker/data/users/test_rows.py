@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feature_client.codec import RowState, decode_rows
+from feature_client.groups import FeatureGroup, Scalar
+from feature_client.stores.memory_store import MemoryStore
 from model_store.bundle.tensor_sources import EmbeddingSet, Scalars, SetSimilarities
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
-from ranker.data.features import Groups, pin_rows
+from ranker.data.features import Groups, fill_store, pin_rows
+from ranker.data.requests import Slice
 from ranker.data.users.interests import InterestSettings, interests_of_user
 from ranker.data.users.rows import INTEREST_GROUP, InterestRows, interest_group, rows_by_group
+from ranker.errors import DatasetError
 from ranker.export.manifest import draft_manifest, in_space
+from ranker.training.examples import FeatureSnapshot
 from tests.ranker.interactions import write_atomic
 
 COUNT = 4
@@ -105,6 +111,36 @@ def test_rows_of_users_that_are_not_wanted_are_not_made(log: ActionLog, vectors:
     assert rows_by_group([], log, vectors, before_ms) == {}
 
 
+class CountRows:
+    """Another maker of rows: how often the user acted."""
+
+    group = FeatureGroup(name="user_counts", version=1, entity="user", fields=(Scalar(name="actions"),))
+    inputs = ()
+
+    def rows(self, log: ActionLog, vectors: np.ndarray, users: np.ndarray, before_ms: int) -> np.ndarray:
+        assert len(vectors) == len(log.pin_ids)
+        rows = np.zeros(len(users), self.group.dtype)
+        rows["actions"] = np.bincount(log.user[log.time_ms < before_ms], minlength=len(log.user_ids))[users]
+        return rows
+
+
+async def test_whatever_makes_rows_serves_training_and_stores_alike(log: ActionLog, before_ms: int) -> None:
+    groups = replace(Groups.of(SPACE, RATINGS), further=(MAKER, CountRows()))
+    embeddings, store = svd_embeddings(log, before_ms, 0, "toy"), MemoryStore()
+    written = await fill_store(store, log, replace(embeddings, space=SPACE), groups, before_ms=before_ms)
+    span = Slice(0, before_ms, before_ms + 1_000)
+    snapshot = FeatureSnapshot.at(span, log, groups, embeddings.of(log.pin_ids), [0])
+    acted = np.flatnonzero(snapshot.users["user_core"].states == RowState.PRESENT)
+    assert 0 < len(acted) < len(log.user_ids)
+    for group in groups.of_users:
+        known = snapshot.users[group.name]
+        stored = decode_rows(group, await store.multi_get(group.keys(log.user_ids)))
+        np.testing.assert_array_equal(stored.states, known.states)
+        np.testing.assert_array_equal(stored.rows[acted], known.rows[acted])
+        assert written["users" if group.name == "user_core" else group.name] == len(acted)
+    assert (snapshot.users["user_counts"].rows["actions"][acted] > 0).all()
+
+
 def test_a_manifest_with_interests_declares_the_group_and_what_networks_read_of_it() -> None:
     manifest = draft_manifest("toy", SPACE, RATINGS, RATINGS.heads, sequence_length=9, interests=COUNT)
     assert [group.name for group in manifest.groups] == ["user_core", "pin_core", INTEREST_GROUP]
@@ -120,6 +156,17 @@ def test_a_manifest_with_interests_declares_the_group_and_what_networks_read_of_
     specs = {spec.name: (spec.side, spec.shape) for spec in manifest.specs if spec.name in own}
     assert list(specs.values()) == [("request", (COUNT, 32)), ("request", (COUNT,)), ("candidate", (COUNT,))]
     assert Groups.served_by(manifest) == Groups.of(SPACE, RATINGS, interests=COUNT)
+
+
+def test_a_group_of_that_name_with_other_fields_is_refused() -> None:
+    manifest = draft_manifest("toy", SPACE, RATINGS, RATINGS.heads, sequence_length=0, interests=COUNT)
+    for fields in (manifest.group(INTEREST_GROUP).fields[1:], manifest.group(INTEREST_GROUP).fields[COUNT:]):
+        other = manifest.group(INTEREST_GROUP).model_copy(update={"fields": fields})
+        changed = manifest.model_copy(update={"groups": (*manifest.groups[:2], other)})
+        with pytest.raises(
+            DatasetError, match=r"group user_interests@1 has the fields .*, which are not interests and"
+        ):
+            Groups.served_by(changed)
 
 
 def test_other_numbers_of_interests_and_other_spaces_are_stored_beside_each_other() -> None:
