@@ -32,7 +32,7 @@ model = "songs"
 feature_store = "lmdb://{folder}/features"
 near_cache_max_age_s = 0.1
 """
-_FILL = ("data", "fill", "songs", "--store", "models", "--model", "songs", "--feature-store", "lmdb://features")
+_FILL = ("data", "fill", "songs", "--store", "models", "--model", "songs", "--feature-store")
 
 
 def fresh_pins() -> list[str]:
@@ -67,7 +67,7 @@ def _produce(story: Story) -> None:
         "--out", "bundle", hidden="",
     )  # fmt: skip
     _run(story, "model", "publish", "bundle", "--label", "stable", hidden="")
-    _run(story, *_FILL, "--pin-vectors", "pins/network.npz")
+    _run(story, *_FILL, f"lmdb://{story.folder}/features", "--pin-vectors", "pins/network.npz")
 
 
 def _follow(story: Story) -> None:
@@ -87,13 +87,13 @@ def _follow(story: Story) -> None:
         story, "embed", "align", "pins-2/co-save.parquet", "--to", "pins/co-save.parquet", "--out", "refreshed.parquet",
         "--mean-cosine-min", "0.8", "--moved-share-max", "0.6",
     )  # fmt: skip
-    _run(story, *_FILL, "--pin-vectors", "refreshed.parquet")
+    _run(story, *_FILL, f"lmdb://{story.folder}/features", "--pin-vectors", "refreshed.parquet")
     known = _rank(story)
     assert known.index(NEW) < unknown.index(NEW), "the new song has not risen"  # noqa: S101
     story.say("The same without files in between, again every ten minutes: pinrank embed follow")
     _run(
         story, "embed", "follow", "songs", "--network", "pins/network.npz", "--store", "models", "--model",
-        "songs@stable", "--feature-store", "lmdb://features", "--once",
+        "songs@stable", "--feature-store", f"lmdb://{story.folder}/features", "--once",
     )  # fmt: skip
 
 

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ranker.errors import SettingError
+
 Variant = Literal["khop", "pooled", "transformer"]
-_HEADS = 2
+#: How far each head of the transformer follows the weights of the walks at first: from not at all to twice.
+_TRUST = (0.0, 0.5, 1.0, 2.0)
 #: Stands for the logarithm of the weight of a neighbour that is not there.
 _NONE = -1e9
 
@@ -35,6 +38,7 @@ class PinNetworkSettings:
         hidden: width of the hidden layer.
         layers: of the transformer.
         dropped: share of the hidden numbers that training leaves out.
+        neighbours_dropped: share of the neighbours to which training lets the transformer pay no attention.
         own_dropped: share of the pins whose own features training leaves out, and of those whose own trained vector it
             leaves out: new pins have only neighbours, or features and neighbours.
     """
@@ -45,7 +49,15 @@ class PinNetworkSettings:
     hidden: int = 256
     layers: int = 1
     dropped: float = 0.1
+    neighbours_dropped: float = 0.2
     own_dropped: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.variant == "transformer" and self.dim % len(_TRUST):
+            raise SettingError(
+                f"a transformer divides the {self.dim} numbers of a vector among {len(_TRUST)} heads; "
+                f"use a multiple of {len(_TRUST)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ class PinNetwork(nn.Module):
         inputs = width * (3 if settings.variant == "khop" else 2)
         self.encoder = None
         if settings.variant == "transformer":
-            self.encoder = _Encoder(width, settings.dim, neighbours, settings.layers)
+            self.encoder = _Encoder(width, settings.dim, neighbours, settings.layers, settings.neighbours_dropped)
             inputs += settings.dim
         self.trained = nn.Parameter(torch.randn(pins, settings.trained_dim) * 0.1)
         self.hidden = nn.Linear(inputs, settings.hidden)
@@ -119,12 +131,12 @@ def _mean(table: Tensor, hop: Hop) -> Tensor:
 class _Encoder(nn.Module):
     """A transformer over [pin; neighbours], of which the row of the pin is read."""
 
-    def __init__(self, width: int, dim: int, neighbours: int, layers: int) -> None:
+    def __init__(self, width: int, dim: int, neighbours: int, layers: int, dropped: float) -> None:
         super().__init__()
+        self.dropped = dropped
         self.pin, self.neighbour = nn.Linear(width, dim), nn.Linear(width, dim, bias=False)
         self.places = nn.Parameter(torch.zeros(neighbours, dim))
-        # The first layer begins with the weights of the walks, and learns how far to follow them.
-        self.trust = nn.Parameter(torch.ones(()))
+        self.trust = nn.Parameter(torch.tensor(_TRUST))
         self.layers = nn.ModuleList([_Layer(dim) for _ in range(layers)])
         self.norm = nn.LayerNorm(dim)
 
@@ -134,8 +146,10 @@ class _Encoder(nn.Module):
         neighbours = functional.embedding(hop.index, self.neighbour(table)) + places
         tokens = torch.cat([self.pin(own)[:, None], neighbours], dim=1)
         there = hop.weights > 0
-        bias = torch.where(there, hop.weights.clamp(min=1e-9).log() * self.trust, _NONE)
-        bias = functional.pad(bias, (1, 0))
+        if self.training:
+            there = there & (torch.rand(there.shape) >= self.dropped)
+        logs = hop.weights.clamp(min=1e-9).log()[:, None] * self.trust[:, None]
+        bias = functional.pad(torch.where(there[:, None], logs, _NONE), (1, 0))
         for number, layer in enumerate(self.layers, 1):
             tokens = layer(tokens, bias, rows=1 if number == len(self.layers) else tokens.shape[1])
         row: Tensor = self.norm(tokens[:, 0])
@@ -155,9 +169,10 @@ class _Layer(nn.Module):
         normed = self.norms[0](tokens)
         keys, values = self.keys_values(normed).chunk(2, dim=-1)
         query, keys, values = (
-            part.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in (self.query(normed[:, :rows]), keys, values)
+            part.unflatten(-1, (len(_TRUST), -1)).transpose(1, 2)
+            for part in (self.query(normed[:, :rows]), keys, values)
         )
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias[:, None, None, :])
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias[:, :, None])
         found = tokens[:, :rows] + self.out(attended.transpose(1, 2).flatten(2))
         result: Tensor = found + self.feed_forward(self.norms[1](found))
         return result

@@ -6,6 +6,7 @@ import torch
 
 from ranker.embedding.pins.inputs import read_inputs, uniform_hops
 from ranker.embedding.pins.network import Hop, PinNetwork, PinNetworkSettings, _Layer, _mean
+from ranker.errors import SettingError
 from tests.ranker.embedding.pins.planted import planted
 
 VARIANTS = ("khop", "pooled", "transformer")
@@ -67,9 +68,15 @@ def test_a_neighbour_that_is_there_counts(variant):
 def test_a_layer_that_computes_its_first_rows_computes_them_as_one_that_computes_all():
     torch.manual_seed(0)
     layer = _Layer(8).eval()
-    tokens, bias = torch.randn(3, 5, 8), torch.randn(3, 5)
+    tokens, bias = torch.randn(3, 5, 8), torch.randn(3, 4, 5)
     with torch.no_grad():
         assert torch.allclose(layer(tokens, bias, rows=1), layer(tokens, bias, rows=5)[:, :1], atol=1e-6)
+
+
+def test_vectors_that_cannot_be_divided_among_heads_are_refused():
+    with pytest.raises(SettingError, match="divides the 6 numbers of a vector among 4 heads; use a multiple of 4"):
+        PinNetworkSettings(dim=6, variant="transformer")
+    PinNetworkSettings(dim=6, variant="pooled")
 
 
 def test_pins_of_uniform_hops_share_a_context(tmp_path):
