@@ -59,6 +59,7 @@ BENCHMARKS = {
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("walks", "embeddings", ("ranker/embedding/graph",)),
+        Benchmark("interests", "embeddings", ("ranker/data/users/interests.py",)),
         # It trains for half an hour.
         Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
         # It needs data that may not be passed on.

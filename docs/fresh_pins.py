@@ -15,7 +15,9 @@ import numpy as np
 
 from docs.story import PINRANK, Story, serving
 
-LISTENERS, SONGS, KINDS, NEW = 60, 90, 3, 1_001
+LISTENERS, SONGS, KINDS, NEW = 150, 90, 3, 1_001
+#: 1 January 2026, in seconds.
+START_S = 1_767_225_600
 #: What a listener who likes songs of the first kind is offered: one of each kind, and the new one.
 _ASKING, _OFFERED = 30, (3, 4, 5, NEW)
 _UTILITY = """
@@ -30,7 +32,7 @@ _SERVER = """
 model_store = "models"
 model = "songs"
 feature_store = "lmdb://{folder}/features"
-near_cache_max_age_s = 0.1
+near_cache_bytes = 0
 """
 _FILL = ("data", "fill", "songs", "--store", "models", "--model", "songs", "--feature-store")
 
@@ -59,11 +61,11 @@ def _produce(story: Story) -> None:
     story.say("The network of pins, and a ranker that reads its vectors.")
     _run(
         story, "embed", "pins", "neighbourhoods", "--graph", "neighbours", "--dim", "16", "--batch", "16",
-        "--own-dropped", "0.5", "--out", "pins", hidden="epoch",
+        "--own-dropped", "0.5", "--patience", "20", "--out", "pins", hidden="epoch",
     )  # fmt: skip
     _run(
         story, "train", "--data", "songs", "--name", "songs", "--utility", "utility.toml", "--variant", "base",
-        "--epochs", "2", "--size", "hidden=16", "--requests-max", "200", "--pin-vectors", "pins/network.npz",
+        "--epochs", "5", "--size", "hidden=32", "--requests-max", "800", "--pin-vectors", "pins/network.npz",
         "--out", "bundle", hidden="",
     )  # fmt: skip
     _run(story, "model", "publish", "bundle", "--label", "stable", hidden="")
@@ -76,7 +78,7 @@ def _follow(story: Story) -> None:
     unknown = _rank(story)
     story.say("Three users who like what user 30 likes save it.")
     with (story.folder / "songs" / "songs.inter").open("a") as file:
-        file.writelines(f"{user}\t{NEW}\t5\t{100_000 + user}\n" for user in (0, 3, 6))
+        file.writelines(f"{user}\t{NEW}\t5\t{START_S + 200_000 + user}\n" for user in (0, 3, 6))
     _run(story, "embed", "walks", "songs", "--out", "neighbours-2")
     _run(story, "embed", "materialise", "neighbours-2", "--features", "svd.parquet", "--out", "neighbourhoods-2")
     _run(
@@ -114,7 +116,7 @@ def _rank(story: Story) -> list[int]:
         [PINRANK, *arguments, "--address", story.address], capture_output=True, text=True, check=True, timeout=60
     )
     answer = json.loads(done.stdout)
-    order = [int(pin) for pin in answer["pinIds"]]
+    order = [int(pin) for pin in answer["pin_ids"]]
     story.lines += [f"$ pinrank {' '.join(arguments)}", f"  ... the answer's order: {', '.join(map(str, order))} ..."]
     return order
 
@@ -126,7 +128,8 @@ def _write_songs(folder: Path) -> None:
     for user in range(LISTENERS):
         for step, song in enumerate(rng.choice(SONGS, 40, replace=False)):
             rating = int(rng.integers(4, 6)) if song % KINDS == user % KINDS else int(rng.integers(1, 4))
-            rows.append((1_000 * user + 97 * step, f"{user}\t{song}\t{rating}\t{1_000 * user + 97 * step}"))
+            time_s = START_S + 1_000 * user + 97 * step
+            rows.append((time_s, f"{user}\t{song}\t{rating}\t{time_s}"))
     folder.mkdir()
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float", *(line for _, line in sorted(rows))]
     (folder / "songs.inter").write_text("\n".join(lines) + "\n")

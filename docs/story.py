@@ -157,6 +157,8 @@ def serving(folder: Path) -> Iterator[Story]:
         assert server.stderr is not None  # noqa: S101 - asked for
         try:
             for line in server.stderr:
+                if not line.startswith("{"):
+                    raise RuntimeError(f"the server did not start: {line}{server.stderr.read()}")
                 event = json.loads(line)
                 if event["event"] == "serving":
                     story.address = event["grpc"]

@@ -37,7 +37,7 @@ from ranker.training.examples import Sampling
 
 SEED = 7
 #: Of the network: small batches, as the logs have few users.
-SIZES = PinNetworkSettings(variant="transformer", dim=32, trained_dim=32, own_dropped=0.3)
+SIZES = PinNetworkSettings(variant="pooled", dim=32, trained_dim=32, own_dropped=0.3)
 TRAINING = PinTraining(epochs_max=30, patience=4, batch=256, seed=SEED)
 
 

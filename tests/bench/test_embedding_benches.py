@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.embeddings import pin_networks, pin_tasks, vectors_lift
+from bench.embeddings import interests, pin_networks, pin_tasks, vectors_lift
 from bench.engines.lift import Course
 from bench.harness import BenchmarkError, run, whole
 from tests.ranker.interactions import write_atomic
@@ -63,3 +63,12 @@ def test_networks_are_compared_on_held_out_saves(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PINTEREST_SAVES_DATA", str(tmp_path / "none"))
     with pytest.raises(BenchmarkError, match="put the saves there, or name their folder in PINTEREST_SAVES_DATA"):
         whole(pin_networks.measure(quick=True))
+
+
+def test_users_are_clustered_and_asked_for(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "toy")
+    raw = whole(interests.measure(quick=True, data=tmp_path, name="toy"))
+    assert raw["users_per_s"] > 0
+    assert raw["recall"].keys() == {"the mean", "1 clusters", "5 clusters", "20 clusters"}
+    first, second = interests.conclude(raw).claims
+    assert (first.target, second.target) == (500.0, 0.0)

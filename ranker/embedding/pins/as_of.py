@@ -17,6 +17,7 @@ import torch
 from feature_client.groups import EmbeddingSpace
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
+from ranker.data.features import folded_in
 from ranker.embedding.graph.edges import Edges, LogEdges
 from ranker.embedding.graph.graph import Graph, build_graph
 from ranker.embedding.graph.materialised import joined
@@ -30,12 +31,15 @@ from ranker.errors import SettingError
 _AT_ONCE = 2_048
 
 
-def vectors_over(trained: TrainedPins, edges: Edges, task: str, pin_ids: np.ndarray | None = None) -> PinEmbeddings:
+def vectors_over(
+    trained: TrainedPins, edges: Edges, features: PinEmbeddings, task: str, pin_ids: np.ndarray | None = None
+) -> PinEmbeddings:
     """Walk over a graph and return the vectors of its pins.
 
     Args:
         trained: the network, whose file says how to walk.
         edges: of the graph.
+        features: of the pins, as of the same time.
         task: whose vectors.
         pin_ids: uint64[N], the pins that are wanted; None for all of the graph.
 
@@ -45,11 +49,6 @@ def vectors_over(trained: TrainedPins, edges: Edges, task: str, pin_ids: np.ndar
     Raises:
         DatasetError: there is no edge.
     """
-    features = PinEmbeddings(
-        trained.pin_ids,
-        trained.features,
-        EmbeddingSpace(name="features", version=1, dim=trained.about.width),
-    )
     with tempfile.TemporaryDirectory() as folder:
         graph = build_graph(Path(folder) / "graph", edges)
         pins = np.arange(len(graph.pin_ids))
@@ -78,6 +77,18 @@ def _by_batch(
         found = neighbours_of(graph, some, walks)
         part = joined(graph.pin_ids[some], found.splits, graph.pin_ids[found.pins], found.weights, [features])
         yield by_neighbours(trained, part)
+
+
+def features_as_of(trained: TrainedPins, log: ActionLog, before_ms: int) -> PinEmbeddings:
+    """Return the features of a log's pins as of a time: those of the training, and for newer pins what users say.
+
+    A user is the mean of the pins that the user liked, and a newer pin is the mean of its users, both of length one.
+    """
+    space = EmbeddingSpace(name="features", version=1, dim=trained.about.width)
+    known = PinEmbeddings(trained.pin_ids, trained.features, space).of(log.pin_ids)
+    order = np.argsort(log.pin_ids)
+    folded = folded_in(log, known, log.before(before_ms)).astype(np.float16)
+    return PinEmbeddings(log.pin_ids[order], folded[order], space)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,8 @@ class NetworkVectors:
             return known[1]
         found = np.zeros((len(log.pin_ids), self.space.dim), np.float16)
         if (log.schema.affinities[log.action[:stop]] > 0).any():
-            found = vectors_over(self.trained, LogEdges(log, before_ms), self.task).of(log.pin_ids)
+            features = features_as_of(self.trained, log, before_ms)
+            found = vectors_over(self.trained, LogEdges(log, before_ms), features, self.task).of(log.pin_ids)
         self._known[stop] = log, found
         return found
 

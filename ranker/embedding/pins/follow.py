@@ -12,7 +12,7 @@ from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import folded_in, pin_rows
 from ranker.embedding.graph.edges import LogEdges
-from ranker.embedding.pins.as_of import NetworkVectors, vectors_over
+from ranker.embedding.pins.as_of import NetworkVectors, features_as_of, vectors_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,10 @@ class Follower:
         touched = np.unique(log.pin_ids[log.pin[:stop][by_acting]])
         known = self._known
         if len(touched):
+            trained = self._vectors.trained
+            features = features_as_of(trained, log, before_ms)
             edges = LogEdges(log, before_ms)
-            known = _with(known, vectors_over(self._vectors.trained, edges, self._vectors.task, touched))
+            known = _with(known, vectors_over(trained, edges, features, self._vectors.task, touched))
         numbers = known.of(log.pin_ids)
         found = pin_rows(log, self._group, numbers, before_ms, folded_in(log, numbers, stop))
         there = np.flatnonzero(found.states == RowState.PRESENT)

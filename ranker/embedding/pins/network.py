@@ -39,8 +39,8 @@ class PinNetworkSettings:
         layers: of the transformer.
         dropped: share of the hidden numbers that training leaves out.
         neighbours_dropped: share of the neighbours to which training lets the transformer pay no attention.
-        own_dropped: share of the pins whose own features training leaves out, and of those whose own trained vector it
-            leaves out: new pins have only neighbours, or features and neighbours.
+        own_dropped: share of the pins whose own features training leaves out, and of those whose trained vector it
+            leaves out, also where they are neighbours: new pins have neither, or only features.
     """
 
     variant: Variant = "pooled"
@@ -112,8 +112,8 @@ class PinNetwork(nn.Module):
         """
         if self.training:
             features = own.shape[1] - self.settings.trained_dim
-            known = torch.rand(2, len(own), 1) >= self.settings.own_dropped
-            own = torch.cat([own[:, :features] * known[0], own[:, features:] * known[1]], dim=1)
+            known = torch.rand(len(own), 1) >= self.settings.own_dropped
+            own = torch.cat([own[:, :features] * known, own[:, features:]], dim=1)
         inputs = [own, *(_mean(table, hop) for hop in hops)]
         if self.encoder is not None:
             inputs.append(self.encoder(own, table, hops[0]))

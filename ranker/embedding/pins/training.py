@@ -166,7 +166,10 @@ class _Trainer:
         right = np.concatenate([batch.right[1] for batch in batches])
         needed = np.concatenate([asking, right])
         pins, log_drawn = candidates(self._inputs, asking, needed, self._training.sample, generator)
-        table = torch.cat([self._features, self._network.trained], dim=1)
+        trained: Tensor = self._network.trained
+        if self._network.training:  # some pins are new in this step, also as neighbours
+            trained = trained * (torch.rand(len(trained), 1) >= self._network.settings.own_dropped)
+        table = torch.cat([self._features, trained], dim=1)
         vectors = self._network(table[pins], table, self._hops(pins, generator))
         shift = torch.from_numpy(log_drawn)
         return {

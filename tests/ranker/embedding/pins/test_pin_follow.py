@@ -26,7 +26,7 @@ from ranker.embedding.graph.graph import build_graph
 from ranker.embedding.graph.materialised import materialise
 from ranker.embedding.graph.neighbours import graph_folder, make_neighbours
 from ranker.embedding.graph.walks import WalkSettings
-from ranker.embedding.pins.as_of import NetworkVectors, vectors_over
+from ranker.embedding.pins.as_of import NetworkVectors, features_as_of, vectors_over
 from ranker.embedding.pins.follow import Follower
 from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.producer import train_producer
@@ -92,13 +92,14 @@ def test_vectors_as_of_a_time_know_no_later_event(log, trained):
     vectors = NetworkVectors.of(trained)
     middle = int(log.time_ms[len(log.time_ms) // 2])
     found = vectors.as_of(log, middle)
-    expected = vectors_over(trained, LogEdges(log, middle), "co-save")
+    features = features_as_of(trained, log, middle)
+    expected = vectors_over(trained, LogEdges(log, middle), features, "co-save")
     assert np.array_equal(found, expected.of(log.pin_ids))
     assert not np.array_equal(found, NetworkVectors.of(trained).as_of(log, middle + 3_600_000))
     assert not vectors.as_of(log, int(log.time_ms[0])).any()
     assert vectors.as_of(log, middle) is found
     some = expected.pin_ids[3:7]
-    alone = vectors_over(trained, LogEdges(log, middle), "co-save", some)
+    alone = vectors_over(trained, LogEdges(log, middle), features, "co-save", some)
     assert np.array_equal(alone.pin_ids, some)
     np.testing.assert_allclose(alone.vectors, expected.of(some), atol=2e-3)
 
