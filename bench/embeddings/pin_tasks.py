@@ -1,8 +1,8 @@
 """Train one network of pins for three tasks, and one for each: are vectors of several tasks as good as those of one?
 
 Grocery reviews: what somebody buys later (co-save), what goes with an item (complement), and what can replace it
-(substitute). A fifth of the pairs of the latter two is held out, both directions of a pair together. All networks read
-the same graph, of reviews before the training's window ends, and the same features.
+(substitute). A fifth of the pairs of the latter two is held out, both directions of a pair together, and of both tasks.
+All networks read the same graph, of reviews before the training's window ends, and the same features.
 
 The dataset must be in `data/grocery`; create it with `pinrank data grocery SOURCE --out data/grocery`.
 """
@@ -122,7 +122,9 @@ def _divided(path: Path, column: str, known: np.ndarray, folder: Path, name: str
         }
     ends = np.array(sorted(pairs), np.uint64)
     ends = ends[np.isin(ends, known).all(axis=1)]
-    held = np.random.default_rng(SEED).random(len(ends)) < HELD_OUT
+    # The same pairs for all tasks, as most substitutes are complements, too.
+    mixed = (ends[:, 0] * np.uint64(0x9E3779B97F4A7C15) + ends[:, 1]) * np.uint64(0xD1342543DE82EF95)
+    held = (mixed >> np.uint64(40)) < np.uint64(HELD_OUT * 2**24)
     parts = {"learned": ends[~held], "held": ends[held]}
     both = {part: np.concatenate([one, one[:, ::-1]]) for part, one in parts.items()}
     files: dict[str, Edges] = {}
