@@ -21,6 +21,7 @@ from ranker.data.actions import ActionLog, ActionSchema
 from ranker.data.atomic.described import FILE as FEATURES_FILE
 from ranker.data.atomic.described import Described, Values, fields_of
 from ranker.data.embeddings import PinVectors
+from ranker.data.folding import folded_in, means_of
 from ranker.data.problems import refuse_future
 from ranker.data.users.rows import INTEREST_GROUP, InterestRows, UserRows, interest_group, rows_by_group
 from ranker.errors import DatasetError
@@ -35,8 +36,6 @@ _PARTIES = frozenset({"creator_tail", "merchant", "ad"})
 
 #: Weight of the overall average in each share, as a number of earlier actions.
 PRIOR_ACTIONS = 20.0
-
-_FOLD_IN_ROUNDS = 2
 
 #: Events of a dataset have no surface; all of them enter the sequence as home.
 _HOME = np.uint8(0)
@@ -155,53 +154,9 @@ def user_rows(
     _fill_own(rows, group, fields_of(log.described.users), log.user_values.of(log.user_ids))
     weight = log.schema.affinities[log.action[:stop]]
     folded = folded_in(log, vectors, stop) if folded is None else folded
-    means = _means(user, pin, weight, folded, len(log.user_ids))
+    means = means_of(user, pin, weight, folded, len(log.user_ids))
     rows["embedding"] = _stored_vectors(group, means)
     return _rows(group, rows, counts > 0, fields_of(log.described.users), log.user_values.lists(log.user_ids))
-
-
-def folded_in(log: ActionLog, vectors: np.ndarray, stop: int) -> np.ndarray:
-    """Give each pin that the producer did not know a vector in its space, derived from the users who acted on it.
-
-    A user is the mean of the pins acted on, and a new pin is the mean of its users, both weighted by affinity. A
-    producer does this between two fits, so that the space does not change. A second round reaches users who know only
-    new pins.
-
-    Args:
-        log: the history.
-        vectors: float16[P, D], zeros for unknown pins; the others do not change.
-        stop: the number of events to read.
-
-    Returns:
-        float32[P, D].
-    """
-    user, pin = log.user[:stop], log.pin[:stop]
-    weight = log.schema.affinities[log.action[:stop]]
-    found = vectors.astype(np.float32)
-    new = np.flatnonzero(~np.any(vectors, axis=1))
-    if not len(new):
-        return found
-    # Only events on new pins, and all events of their users, decide about the new pins.
-    on_new = np.isin(pin, new)
-    of_users = np.isin(user, user[on_new])
-    for _ in range(_FOLD_IN_ROUNDS):
-        users = _means(user[of_users], pin[of_users], weight[of_users], found, len(log.user_ids))
-        found[new] = _means(pin[on_new], user[on_new], weight[on_new], users, len(log.pin_ids))[new]
-    return found
-
-
-def _means(of: np.ndarray, over: np.ndarray, weight: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return float32[count, D], of length one or zero: the mean of the vectors that the events of each entity lead to.
-
-    Cost: a `bincount` over all events per dimension, about 0.1 s for a million events.
-    """
-    counts = weight != 0
-    of, over, weight = of[counts], over[counts], weight[counts]
-    # A contiguous column fits a core's cache; every event reads one number of it.
-    columns = [np.bincount(of, weight * column[over], count) for column in np.ascontiguousarray(vectors.T, np.float32)]
-    folded = np.stack(columns, axis=-1)
-    means: np.ndarray = folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-12)
-    return means.astype(np.float32)
 
 
 def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.ndarray:

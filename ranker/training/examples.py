@@ -16,7 +16,8 @@ from model_store.model.assembly import Assembler
 from model_store.model.utility import UtilityTable
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinVectors
-from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
+from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.data.folding import folded_in
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
 from ranker.data.users.rows import rows_by_group
 from ranker.errors import DatasetError

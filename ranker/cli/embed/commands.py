@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     )
     commands.command()(svd)
     commands.command()(walks)
+    commands.command()(fold)
     commands.command()(materialise)
     commands.command()(pins)
     commands.command()(follow)
@@ -115,6 +116,37 @@ def walks(
             with reporter.step("walks") as progress:
                 made = make_neighbours(out, settings, processes or cores(), progress, engine)
     say(f"wrote the neighbours of {made.pins:,} pins, of {graph.edges:,} edges, to {out}")
+
+
+def fold(
+    folder: Annotated[str, typer.Argument(help="Folder of RecBole atomic files, or ml-1m.")],
+    vectors: Annotated[Path, typer.Option(help="Vectors of pins that `pinrank embed` wrote.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write, in the same space.")],
+    actions: ActionsOption = None,
+    before: BeforeOption = None,
+) -> None:
+    """Add vectors of newer pins to a file: each is the mean of the users who liked it, and a user is that of the pins.
+
+    The vectors that are there stay. `pinrank train` and `data fill` do this by themselves; it is for features of
+    neighbourhoods, so that a network of pins knows something of newer ones.
+
+    Example: [bold]pinrank embed fold data/songs --vectors vectors.parquet --out newer.parquet[/]
+    """
+    with explained():
+        from ranker.data.folding import folded_vectors  # noqa: PLC0415
+        from ranker.embedding.vector_file import read_vectors, write_vectors  # noqa: PLC0415
+
+        check_file(out)
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        log, _ = log_of(folder, actions, reporter)
+        until_ms = until_ms_of(before, log)
+        saved = read_vectors(vectors)
+        found = folded_vectors(log, saved.embeddings, until_ms)
+        latest_ms = max(until_ms, saved.origin.until_ms or 0)
+        changed = {"until_ms": latest_ms, "revision": saved.origin.revision + 1, "made_by": command_line()}
+        write_vectors(out, found, saved.origin.model_copy(update=changed))
+    added = len(found.pin_ids) - len(saved.embeddings.pin_ids)
+    say(f"wrote vectors of {len(found.pin_ids):,} pins in {found.space.ref} to {out}; {added:,} of them are new")
 
 
 def materialise(

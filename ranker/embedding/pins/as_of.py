@@ -17,7 +17,7 @@ import torch
 from feature_client.groups import EmbeddingSpace
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
-from ranker.data.features import folded_in
+from ranker.data.folding import folded_vectors
 from ranker.embedding.graph.edges import Edges, LogEdges
 from ranker.embedding.graph.graph import Graph, build_graph
 from ranker.embedding.graph.materialised import joined
@@ -85,10 +85,7 @@ def features_as_of(trained: TrainedPins, log: ActionLog, before_ms: int) -> PinE
     A user is the mean of the pins that the user liked, and a newer pin is the mean of its users, both of length one.
     """
     space = EmbeddingSpace(name="features", version=1, dim=trained.about.width)
-    known = PinEmbeddings(trained.pin_ids, trained.features, space).of(log.pin_ids)
-    order = np.argsort(log.pin_ids)
-    folded = folded_in(log, known, log.before(before_ms)).astype(np.float16)
-    return PinEmbeddings(log.pin_ids[order], folded[order], space)
+    return folded_vectors(log, PinEmbeddings(trained.pin_ids, trained.features, space), before_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from feature_client.codec import RowState
 from feature_client.groups import FeatureGroup
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
-from ranker.data.features import folded_in, pin_rows
+from ranker.data.features import pin_rows
+from ranker.data.folding import folded_in
 from ranker.embedding.graph.edges import LogEdges
 from ranker.embedding.pins.as_of import NetworkVectors, features_as_of, vectors_over
 

@@ -18,11 +18,11 @@ from ranker.data.features import (
     Groups,
     events_of,
     fill_store,
-    folded_in,
     made_up_parties,
     pin_rows,
     user_rows,
 )
+from ranker.data.folding import folded_in, folded_vectors
 from ranker.data.schema import ActionRule, ActionSchema
 from ranker.errors import DatasetError
 from ranker.export.manifest import draft_manifest, in_space
@@ -211,6 +211,15 @@ def test_pins_that_the_producer_never_saw_get_the_vector_of_their_users() -> Non
     np.testing.assert_allclose(found[3], [half, half], atol=1e-6)  # through user 2, who knows new pins only
     np.testing.assert_array_equal(found[4], [0, 0])
     np.testing.assert_array_equal(folded_in(log, vectors, stop=2)[2:], 0)
+    # As a file: pin 9 is of another log, pin 12 has had no vector, and pin 14 has none yet.
+    space = EmbeddingSpace(name="toy", version=1, dim=2)
+    given = PinEmbeddings(
+        np.array([9, 10, 11, 12], np.uint64), np.array([[1, 0], [1, 0], [0, 1], [0, 0]], "<f2"), space
+    )
+    saved = folded_vectors(log, given, 5)
+    assert (saved.pin_ids.tolist(), saved.space) == ([9, 10, 11, 12, 13], space)
+    np.testing.assert_array_equal(saved.vectors[:3], given.vectors[:3])
+    np.testing.assert_allclose(saved.vectors[3:], np.full((2, 2), half), atol=1e-3)
 
 
 def test_vectors_that_a_space_would_cut_off_or_is_too_narrow_for_are_refused() -> None:

@@ -364,3 +364,22 @@ def test_vectors_of_pins_and_neighbours_are_trained_and_made_again_with_the_same
     (tmp_path / "tasks.toml").write_text('[[tasks]]\nname = "a"\n')
     code, output = run(*made, "--tasks", tmp_path / "tasks.toml", "--out", tmp_path / "other")
     assert (code, "task 'a' needs either sets or pairs" in output) == (1, True)
+
+
+def test_newer_pins_are_added_to_a_file_as_the_means_of_their_users(data: Path, vectors: Path, tmp_path: Path) -> None:
+    held = read_vectors(vectors)
+    path = tmp_path / "some.parquet"
+    known = held.embeddings.pin_ids[::2]
+    some = replace(held.embeddings, pin_ids=known, vectors=held.embeddings.vectors[::2])
+    write_vectors(path, some, held.origin)
+    out = tmp_path / "folded.parquet"
+    code, output = run("embed", "fold", data, "--vectors", path, "--out", out)
+    assert code == 0, output
+    found = read_vectors(out)
+    assert f"{len(found.embeddings.pin_ids) - len(known)} of them are new" in output
+    assert (found.origin.space, found.origin.revision) == (held.origin.space, 2)
+    assert found.origin.until_ms == int(action_log(read_atomic(data)).time_ms[-1]) + 1
+    assert np.array_equal(found.embeddings.of(known), some.vectors)
+    new = found.embeddings.pin_ids[~np.isin(found.embeddings.pin_ids, known)]
+    assert len(new) > 30
+    np.testing.assert_allclose(np.linalg.norm(found.embeddings.of(new).astype(float), axis=1), 1, atol=2e-3)

@@ -19,7 +19,8 @@ from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.identifiers import token_id
 from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import svd_embeddings
-from ranker.data.features import Groups, folded_in, pin_rows
+from ranker.data.features import Groups, pin_rows
+from ranker.data.folding import folded_in
 from ranker.data.requests import producer_until_ms
 from ranker.embedding.graph.edges import LogEdges
 from ranker.embedding.graph.graph import build_graph
