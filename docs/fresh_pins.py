@@ -1,7 +1,7 @@
 """The story of new pins in docs/embeddings.md: from new actions to the next answer, with the ranker untouched.
 
-Listeners like songs of one kind each. The ranker and the network of pins are trained on them. Then a song comes out
-that nobody knew, and three listeners of one kind save it.
+Users listen to songs of one kind each. The ranker and the network of pins are trained on them. Then a song comes out
+that nobody knew, and three users of one kind listen to it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ASKING, _OFFERED = 30, (3, 4, 5, NEW)
 _UTILITY = """
 [surfaces.home]
 weights = { pinner = 1.0 }
-utilities = { pinner = "save + 0.3 * closeup - hide" }
+utilities = { pinner = "closeup" }
 [surfaces.related]
 weights = { pinner = 1.0 }
-utilities = { pinner = "save + 0.3 * closeup - hide" }
+utilities = { pinner = "closeup" }
 """
 _SERVER = """
 model_store = "models"
@@ -61,14 +61,14 @@ def _produce(story: Story) -> None:
     story.say("The network of pins, and a ranker that reads its vectors.")
     _run(
         story, "embed", "pins", "neighbourhoods", "--graph", "neighbours", "--dim", "16", "--batch", "16",
-        "--own-dropped", "0.5", "--patience", "20", "--out", "pins", hidden="epoch",
+        "--own-dropped", "0.5", "--patience", "20", "--out", "pins", hidden=("epoch", "training:", "vectors:"),
     )  # fmt: skip
     _run(
         story, "train", "--data", "songs", "--name", "songs", "--utility", "utility.toml", "--variant", "base",
         "--epochs", "5", "--size", "hidden=32", "--requests-max", "800", "--pin-vectors", "pins/network.npz",
-        "--out", "bundle", hidden="",
+        "--out", "bundle", hidden=("",),
     )  # fmt: skip
-    _run(story, "model", "publish", "bundle", "--label", "stable", hidden="")
+    _run(story, "model", "publish", "bundle", "--label", "stable", hidden=("",))
     _run(story, *_FILL, f"lmdb://{story.folder}/features", "--pin-vectors", "pins/network.npz")
 
 
@@ -76,9 +76,9 @@ def _follow(story: Story) -> None:
     """Let a song come out, and let the server know it."""
     story.say("The server runs. A song comes out, of which it knows nothing.")
     unknown = _rank(story)
-    story.say("Three users who like what user 30 likes save it.")
+    story.say("Three users who like what user 30 likes listen to it.")
     with (story.folder / "songs" / "songs.inter").open("a") as file:
-        file.writelines(f"{user}\t{NEW}\t5\t{START_S + 200_000 + user}\n" for user in (0, 3, 6))
+        file.writelines(f"{user}\t{NEW}\t{START_S + 200_000 + user}\n" for user in (0, 3, 6))
     _run(story, "embed", "walks", "songs", "--out", "neighbours-2")
     _run(story, "embed", "fold", "songs", "--vectors", "svd.parquet", "--out", "svd-2.parquet")
     _run(story, "embed", "materialise", "neighbours-2", "--features", "svd-2.parquet", "--out", "neighbourhoods-2")
@@ -88,7 +88,6 @@ def _follow(story: Story) -> None:
     )  # fmt: skip
     _run(
         story, "embed", "align", "pins-2/co-save.parquet", "--to", "pins/co-save.parquet", "--out", "refreshed.parquet",
-        "--mean-cosine-min", "0.8", "--moved-share-max", "0.6",
     )  # fmt: skip
     _run(story, *_FILL, f"lmdb://{story.folder}/features", "--pin-vectors", "refreshed.parquet")
     known = _rank(story)
@@ -100,14 +99,13 @@ def _follow(story: Story) -> None:
     )  # fmt: skip
 
 
-def _run(story: Story, *arguments: str, hidden: str | None = None) -> None:
+def _run(story: Story, *arguments: str, hidden: tuple[str, ...] = ("warning",)) -> None:
     """Run a command, which must succeed; leave out the lines of its output that begin with `hidden`."""
     first = len(story.lines)
     story.run(*arguments)
     if any(line.startswith("(exit") for line in story.lines[first:]):
         raise RuntimeError("\n".join(story.lines))
-    if hidden is not None:
-        story.lines[first + 1 :] = [line for line in story.lines[first + 1 :] if not line.startswith(hidden)]
+    story.lines[first + 1 :] = [line for line in story.lines[first + 1 :] if not line.startswith(hidden)]
 
 
 def _rank(story: Story) -> list[int]:
@@ -123,14 +121,13 @@ def _rank(story: Story) -> list[int]:
 
 
 def _write_songs(folder: Path) -> None:
-    """Write the songs and what users did: ratings of 4 and 5 for songs of a user's kind, lower ones for others."""
+    """Write who listened to which song, and when: 18 songs of the user's kind, and 2 of any."""
     rng = np.random.default_rng(3)
     rows = []
     for user in range(LISTENERS):
-        for step, song in enumerate(rng.choice(SONGS, 40, replace=False)):
-            rating = int(rng.integers(4, 6)) if song % KINDS == user % KINDS else int(rng.integers(1, 4))
-            time_s = START_S + 1_000 * user + 97 * step
-            rows.append((time_s, f"{user}\t{song}\t{rating}\t{time_s}"))
+        own = np.arange(user % KINDS, SONGS, KINDS)
+        songs = rng.permutation(np.unique([*rng.choice(own, 18, replace=False), *rng.choice(SONGS, 2, replace=False)]))
+        rows += [(START_S + 997 * step + 61 * user, user, int(song)) for step, song in enumerate(songs)]
     folder.mkdir()
-    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float", *(line for _, line in sorted(rows))]
-    (folder / "songs.inter").write_text("\n".join(lines) + "\n")
+    lines = [f"{user}\t{song}\t{time_s}" for time_s, user, song in sorted(rows)]
+    (folder / "songs.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n")

@@ -119,7 +119,7 @@ def page_of(name: str) -> Path:
 
 def shown(lines: list[str]) -> str:
     """Return a transcript as the page shows it: without the temporary folder's path and this machine's name."""
-    text = re.sub(r"/\S*pinrank-story-[a-z0-9_]+", "/srv", "\n".join(lines))
+    text = re.sub(r"/(?!/)\S*pinrank-story-[a-z0-9_]+", "/srv", "\n".join(lines))
     # The name keeps its length, so that tables stay aligned.
     return text.replace(whoami(), "pinrank@ranker".ljust(len(whoami()))[: len(whoami())])
 
@@ -130,6 +130,9 @@ def masked(text: str) -> str:
     for pattern, mask in (
         (r"\b[0-9a-f]{64}\b", "DIGEST"),
         (r"\b[0-9a-f]{12}\b", "DIGEST"),
+        (r"\+[0-9a-f]{16}\b", "+DIGEST"),
+        (r"two vectors is \d\.\d+, and \d+\.\d% of", "two vectors is N, and N% of"),
+        (r"the answer's order: [\d, ]+", "the answer's order: N "),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
         (r"guard of \S+", "guard of WHO"),
         (r"\d+(\.\d+)? (ms|MB|s ago|s)\b", r"N \2"),
