@@ -219,6 +219,7 @@ def train_subject(
     number: int,
     folder: Path,
     vectors: GivenVectors | None = None,
+    split: Split | None = None,
 ) -> None:
     """Train a subject, on these vectors or on those of an SVD, and write its bundle into a new folder."""
     training = TrainingConfig(seed=seed)
@@ -231,6 +232,7 @@ def train_subject(
         variant=subject.variant,
         sequence_length=subject.sequence_length,
         sizes=dict(subject.sizes),
+        split=split or Split(),
         sampling=Sampling(requests_max=plan.requests_max),
         training=training if plan.epochs is None else replace(training, epochs=plan.epochs),
         validation_requests_max=plan.newest_requests_max,

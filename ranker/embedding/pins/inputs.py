@@ -40,15 +40,18 @@ class PinInputs:
         return Hop(torch.from_numpy(self.index[pins]), torch.from_numpy(self.weights[pins]))
 
 
-def read_inputs(files: Parts) -> PinInputs:
+def read_inputs(files: Parts, neighbours_max: int) -> PinInputs:
     """Read all neighbourhoods. Raises DatasetError if a file is missing or damaged.
+
+    Args:
+        files: the files.
+        neighbours_max: K, how many neighbours the walks kept at most; later, a pin may have more than any has now.
 
     Memory: 12 K + 4 F bytes a pin, that is 0.9 GB for a million pins with 50 neighbours and 64 features.
     """
     parts = list(read_neighbourhoods(files))
     pin_ids = np.concatenate([part.pin_ids for part in parts])
     features = np.concatenate([part.features.astype(np.float32) for part in parts])
-    neighbours_max = max(int(np.diff(part.splits).max(initial=1)) for part in parts)
     index = np.zeros((len(pin_ids), neighbours_max), np.int64)
     weights = np.zeros((len(pin_ids), neighbours_max), np.float32)
     first = 0

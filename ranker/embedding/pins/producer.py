@@ -54,7 +54,7 @@ def train_producer(
         DatasetError: a file cannot be read, or the neighbourhoods are of other pins than the graph.
         DivergedError: the loss is no longer finite.
     """
-    inputs = read_inputs(neighbourhoods)
+    inputs = read_inputs(neighbourhoods, walks.neighbours)
     if not np.array_equal(inputs.pin_ids, graph.pin_ids):
         raise DatasetError(f"{neighbourhoods.folder} has other pins than the graph; pass the one that it was made of")
     examples = examples_of(tasks, graph, folder)

@@ -92,7 +92,7 @@ def test_pins_of_uniform_hops_share_a_context(tmp_path):
 
 def test_inputs_in_memory_are_the_neighbourhoods_of_the_files(tmp_path):
     made = planted(tmp_path)
-    inputs = read_inputs(made.neighbourhoods)
+    inputs = read_inputs(made.neighbourhoods, 5)
     assert np.array_equal(inputs.pin_ids, made.graph.pin_ids)
     assert inputs.index.shape == (60, 5)
     assert inputs.weights.sum(axis=1) == pytest.approx(1, abs=0.5)

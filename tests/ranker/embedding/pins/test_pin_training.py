@@ -59,7 +59,7 @@ def test_every_variant_learns_what_belongs_together(made, variant, trained_dim):
 def test_vectors_from_files_are_those_that_training_computes(made):
     for variant in ("pooled", "transformer"):
         found = train(made, replace(SIZES, variant=variant))
-        inputs = read_inputs(made.neighbourhoods)
+        inputs = read_inputs(made.neighbourhoods, 5)
         table = torch.cat([torch.from_numpy(inputs.features), found.network.trained], dim=1)
         with torch.no_grad():
             expected = found.network(table, table, [inputs.hop(np.arange(PINS))])["co-save"].numpy()
@@ -160,6 +160,14 @@ def test_other_features_and_other_graphs_are_refused(made, trained, tmp_path):
     hops = train(made, replace(SIZES, variant="khop"))
     with pytest.raises(DatasetError, match="draws neighbours from the graph, which is missing"):
         vectors_of(hops, made.neighbourhoods)
+
+
+def test_pins_may_have_more_neighbours_than_any_had_in_training(tmp_path):
+    few = planted(tmp_path / "few", EdgeList([(1, 1_000), (1, 1_001), (2, 1_001), (2, 1_002)], until_ms=77))
+    found = train_producer("toy", few.neighbourhoods, few.graph, WALKS, CO_SAVE, tmp_path, SIZES, SHORT)
+    assert found.about.neighbours == 5
+    later = planted(tmp_path / "later", EdgeList([(1, pin) for pin in range(1_000, 1_006)], until_ms=78))
+    assert len(vectors_of(found, later.neighbourhoods)["co-save"].pin_ids) == 6
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(made):
