@@ -27,6 +27,8 @@ from ranker.embedding.pins.trained import TrainedPins, by_neighbours
 from ranker.embedding.vector_file import refuse_vectors_after
 from ranker.errors import SettingError
 
+#: Vectors of several times that are kept.
+_KEPT_BYTES = 1 << 30
 #: Pins whose neighbours are in memory at a time.
 _AT_ONCE = 2_048
 
@@ -114,7 +116,7 @@ class NetworkVectors:
         return self.trained.about.space(self.task)
 
     def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:
-        """Return float16[P, D], zeros for pins without an edge. The result is kept: several models ask for the same."""
+        """Return float16[P, D], zeros for pins without an edge. Results are kept: several models ask for the same."""
         stop = log.before(before_ms)
         known = self._known.get(stop)
         if known is not None and known[0] is log:
@@ -124,6 +126,8 @@ class NetworkVectors:
             features = features_as_of(self.trained, log, before_ms)
             found = vectors_over(self.trained, LogEdges(log, before_ms), features, self.task).of(log.pin_ids)
         self._known[stop] = log, found
+        while len(self._known) * found.nbytes > _KEPT_BYTES and len(self._known) > 1:
+            del self._known[next(iter(self._known))]
         return found
 
     def refuse_after(self, until_ms: int) -> None:

@@ -13,10 +13,11 @@ from ranker.embedding.graph.graph import Graph
 from ranker.embedding.graph.materialised import features_in
 from ranker.embedding.graph.parts import Parts
 from ranker.embedding.graph.walks import WalkSettings
+from ranker.embedding.network_archive import weights_of
 from ranker.embedding.pins.inputs import read_inputs
 from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.tasks import GRAPH, Tasks, examples_of
-from ranker.embedding.pins.trained import VERSION, AboutNetwork, TrainedPins, weights_of
+from ranker.embedding.pins.trained import VERSION, AboutNetwork, TrainedPins
 from ranker.embedding.pins.training import PinEpoch, PinTraining, train_pins
 from ranker.embedding.vector_file import latest_ms
 from ranker.errors import DatasetError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +9,21 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from feature_client.groups import EmbeddingSpace, Frozen
-from model_store.bundle.archives import decode_arrays
 from ranker.data.embeddings import PinEmbeddings, content_digest
 from ranker.embedding.graph.graph import Graph
 from ranker.embedding.graph.materialised import Neighbourhoods, features_in, read_neighbourhoods
 from ranker.embedding.graph.parts import Parts
+from ranker.embedding.network_archive import read_archive, write_archive
 from ranker.embedding.pins.inputs import rows_of, uniform_hops
 from ranker.embedding.pins.network import Hop, PinNetwork, PinNetworkSettings
 from ranker.errors import DatasetError
 
 #: Version of the producer. Raise it when the same weights would give other vectors.
 VERSION = 1
-_ABOUT, _PIN_IDS, _FEATURES, _WEIGHT = "about", "pin_ids", "features", "weight."
+_FEATURES = "features"
 #: Pins whose vectors are computed at a time.
 _AT_ONCE = 4_096
 
@@ -92,17 +90,7 @@ class TrainedPins:
 
 def write_network(path: Path, trained: TrainedPins) -> None:
     """Write a network; the file appears when it is complete."""
-    buffer = io.BytesIO()
-    about = np.frombuffer(trained.about.model_dump_json().encode(), np.uint8)
-    weights = {_WEIGHT + name: array for name, array in weights_of(trained.network).items()}
-    given = {_ABOUT: about, _PIN_IDS: trained.pin_ids, _FEATURES: trained.features}
-    np.savez(buffer, **given, **weights)  # type: ignore[arg-type]  # of NumPy
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(buffer.getvalue())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_archive(path, trained.about, trained.pin_ids, trained.network, {_FEATURES: trained.features})
 
 
 def read_network(path: Path) -> TrainedPins:
@@ -114,23 +102,19 @@ def read_network(path: Path) -> TrainedPins:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; train a network with `pinrank embed pins`")
     try:
-        arrays = decode_arrays(path.read_bytes())
-        about = AboutNetwork.model_validate(json.loads(arrays.pop(_ABOUT).tobytes()))
-        pin_ids, features = arrays.pop(_PIN_IDS), arrays.pop(_FEATURES)
+        archive = read_archive(path)
+        about = AboutNetwork.model_validate_json(archive.about)
+        pin_ids, features = archive.pin_ids, archive.arrays[_FEATURES]
+        if features.shape != (len(pin_ids), about.width):
+            raise ValueError(f"it has features of the shape {features.shape} for {len(pin_ids)} pins")
         settings = PinNetworkSettings(**about.settings)  # type: ignore[arg-type]  # the network refuses other values
         network = PinNetwork(settings, about.width, about.neighbours, len(pin_ids), about.tasks)
-        weights = {name.removeprefix(_WEIGHT): torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        network.load_state_dict(weights)
-    except (ValueError, KeyError, TypeError, RuntimeError, ValidationError) as error:
+        network.load_state_dict(archive.weights)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DatasetError(f"{path} holds no network of pins ({error}); train it with `pinrank embed pins`") from error
     if about.version != VERSION:
         raise DatasetError(f"{path} is of version {about.version}, and this pinrank reads {VERSION}; train it again")
     return TrainedPins(network.eval(), pin_ids, features, about)
-
-
-def weights_of(network: PinNetwork) -> dict[str, np.ndarray]:
-    """Return the weights of a network by name."""
-    return {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
 
 
 def vectors_of(

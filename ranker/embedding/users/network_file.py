@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
+from typing import Literal
 
 from feature_client.groups import EmbeddingSpace, Frozen
-from model_store.bundle.archives import decode_arrays
+from ranker.embedding.network_archive import read_archive, write_archive
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import UserModel, sizes_of
 from ranker.embedding.users.network import UserNetwork
 from ranker.errors import DatasetError
-
-_DESCRIPTION, _PINS, _WEIGHTS = "description", "pin_ids", "network."
 
 
 class _Description(Frozen):
@@ -40,19 +34,7 @@ def write_network(path: Path, model: UserModel) -> None:
         timed=model.network.sizes.timed,
         until_ms=model.until_ms,
     )
-    arrays: dict[str, Any] = {
-        _DESCRIPTION: np.frombuffer(described.model_dump_json().encode(), np.uint8),
-        _PINS: model.pin_ids,
-    }
-    arrays |= {f"{_WEIGHTS}{name}": weight.numpy() for name, weight in model.network.state_dict().items()}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_archive(path, described, model.pin_ids, model.network)
 
 
 def read_network(path: Path) -> UserModel:
@@ -64,17 +46,13 @@ def read_network(path: Path) -> UserModel:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; train a network with `pinrank embed users`")
     try:
-        arrays = decode_arrays(path.read_bytes())
-        described = _Description.model_validate_json(arrays.pop(_DESCRIPTION).tobytes())
-        pin_ids = arrays.pop(_PINS)
-        if pin_ids.ndim != 1 or pin_ids.dtype != np.uint64 or (pin_ids[1:] <= pin_ids[:-1]).any():
-            raise ValueError("its pins are not ascending identifiers")
+        archive = read_archive(path)
+        described, pin_ids = _Description.model_validate_json(archive.about), archive.pin_ids
         sizes = sizes_of(
             described.settings, len(pin_ids), described.pin_space, described.actions, timed=described.timed
         )
         network = UserNetwork(sizes)
-        weights = {name.removeprefix(_WEIGHTS): torch.from_numpy(array) for name, array in arrays.items()}
-        network.load_state_dict(weights)
+        network.load_state_dict(archive.weights)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DatasetError(
             f"{path} is no network of users, or is damaged: {error}; train it again with `pinrank embed users`"

@@ -136,6 +136,10 @@ def test_a_network_survives_its_file_and_a_damaged_file_is_named(made, trained, 
         path.write_bytes(content)
         with pytest.raises(DatasetError, match="holds no network of pins .*; train it with `pinrank embed pins`"):
             read_network(path)
+    for changed in (replace(trained, features=trained.features[1:]), replace(trained, pin_ids=trained.pin_ids[::-1])):
+        write_network(path, changed)
+        with pytest.raises(DatasetError, match="holds no network of pins"):
+            read_network(path)
     with pytest.raises(DatasetError, match="does not exist; train a network with `pinrank embed pins`"):
         read_network(tmp_path / "none.npz")
 

@@ -21,7 +21,7 @@ def model() -> UserModel:
 
 
 def test_a_network_comes_back_as_it_was(model, tmp_path):
-    path = tmp_path / "network.npz"
+    path = tmp_path / "weight.npz"
     write_network(path, model)
     found = read_network(path)
     for name in ("actions", "pin_space", "space", "until_ms", "settings"):
@@ -34,7 +34,7 @@ def test_a_network_comes_back_as_it_was(model, tmp_path):
     content = path.read_bytes()
     write_network(path, found)
     assert path.read_bytes() == content
-    assert [one.name for one in tmp_path.iterdir()] == ["network.npz"]
+    assert [one.name for one in tmp_path.iterdir()] == ["weight.npz"]
 
 
 def test_equal_arguments_give_equal_networks_and_each_other_argument_another_space(model):
@@ -66,21 +66,21 @@ def test_equal_arguments_give_equal_networks_and_each_other_argument_another_spa
     ],
 )
 def test_a_damaged_file_is_refused_by_name(model, damage, tmp_path):
-    path = tmp_path / "network.npz"
+    path = tmp_path / "weight.npz"
     write_network(path, model)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"network.npz is no network of users, or is damaged: .*; train it again"):
+    with pytest.raises(DatasetError, match=r"weight.npz is no network of users, or is damaged: .*; train it again"):
         read_network(path)
 
 
 def test_a_file_without_some_weights_or_with_other_pins_is_refused(model, tmp_path):
-    path = tmp_path / "network.npz"
+    path = tmp_path / "weight.npz"
     write_network(path, model)
     with np.load(path) as held:
         arrays = dict(held)
     for change in (
-        lambda arrays: arrays.pop("network.user_out.weight"),
-        lambda arrays: arrays.pop("description"),
+        lambda arrays: arrays.pop("weight.user_out.weight"),
+        lambda arrays: arrays.pop("about"),
         lambda arrays: arrays.update(pin_ids=arrays["pin_ids"][1:]),
         lambda arrays: arrays.update(pin_ids=arrays["pin_ids"][::-1].copy()),
         lambda arrays: arrays.update(pin_ids=arrays["pin_ids"].astype(np.int32)),
