@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from model_store.bundle.statistics import make_statistics
 from model_store.model.loaded import calibrate
 from ranker.baselines.score import BaselinePlan, training_rows
 from ranker.counterfactual.gate import GateAnswers, rate_breaches
-from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset
-from ranker.data.embeddings import PinEmbeddings, PinVectors, svd_embeddings
-from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
-from ranker.data.shown import Impressions, Shown, read_shown
+from ranker.data.embeddings import PinEmbeddings
+from ranker.data.requests import Part
+from ranker.data.shown import Impressions
+from ranker.data.users.rows import UserEncoder
 from ranker.embedding.vector_file import GivenVectors
-from ranker.errors import GateError, SettingError
+from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrated, refusal, shortfalls
 from ranker.evaluation.scoring import score_test
@@ -34,10 +34,11 @@ from ranker.export.manifest import in_space
 from ranker.network.calibration import fit_calibration
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
-from ranker.recipe_settings import Recipe, Target, target_of
+from ranker.recipe_settings import Recipe, Target
+from ranker.recipe_source import Given, Source
 from ranker.training.examples import Examples, Sampling, newest_and_held
 from ranker.training.fit import learn_newest, predict, train
-from ranker.training.parent import Parent, split_after, split_of_new
+from ranker.training.parent import Parent
 from ranker.training.progress import Continued, Epoch, Step
 from ranker.training.settings import Execution
 from ranker.training.shown_examples import example_builder
@@ -60,6 +61,7 @@ def make_bundle(
     baseline_requests_max: int = 0,
     published: Sequence[Manifest] = (),
     vectors: GivenVectors | None = None,
+    users: UserEncoder | None = None,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -79,11 +81,12 @@ def make_bundle(
         published: manifests of versions whose features may be in the same store. Groups of the same description keep
             their version; others get a free one.
         vectors: of the pins, instead of the SVD; of the parent's embedding space, if there is a parent.
+        users: makes a vector of each user for the network to read; None for the parent's, if it has one.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
-        DatasetError: the data is not enough to learn from, or `vectors` are made of events that the model is trained or
-            measured on.
+        DatasetError: the data is not enough to learn from, or `vectors` or `users` are made of events that the model is
+            trained or measured on.
         PropensityError: no logged answer can tell what the gates ask; raised before any work.
         SettingError: a head weight, a gate, the variant or the utility table names something unknown; raised before any
             work.
@@ -91,24 +94,23 @@ def make_bundle(
         DivergedError: the loss is no longer finite.
         ParityError: an engine does not compute the same as the trained network.
     """
-    source = _source(dataset, parent, impressions)
+    source, given = Source.of(dataset, parent, impressions), Given.of(parent, vectors, users)
     for note in source.notes():
         reporter.note(note)
     log = source.log
-    recipe = _of_parent(recipe, parent, source)
-    _check_space(parent, vectors)
-    target = target_of(recipe, log, parent, source.heads, vectors.space if vectors else None)
+    recipe = source.new_to(recipe, parent)
+    target = given.target(recipe, source)
     if gates:
         check_rate_gates(gates.rates, source.heads, target.parties)
     answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
-    embeddings = _embeddings(source, recipe, reporter, parent, vectors)
+    embeddings = given.embeddings(source, recipe, reporter)
     others = [*published, parent.bundle.manifest] if parent else published
     target = replace(target, draft=in_space(target.draft, embeddings.space, others))
     work = execution or Execution()
-    network, validation = _learn(source, vectors or embeddings, recipe, target, reporter, work, parent)
+    network, validation = _learn(source, given, embeddings, recipe, target, reporter, work)
     logits = predict(network, validation)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(source.heads))]
-    parts = _bundle_parts(dataset, source, embeddings, calibrations, recipe, target.draft, validation, logits)
+    parts = _bundle_parts(dataset, source, embeddings, calibrations, recipe, target.draft, validation, logits, given)
     # The manifest holds metrics that are measured on the bundle itself, so a first bundle is written to measure them.
     with tempfile.TemporaryDirectory() as temporary:
         unmeasured = Path(temporary) / "bundle"
@@ -122,7 +124,7 @@ def make_bundle(
         seed=recipe.training.seed,
         threads=work.threads,
     )
-    given = [vectors] if vectors else []
+    vectors_given = [vectors] if vectors else []
     with reporter.step("test") as progress:
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
@@ -136,7 +138,8 @@ def make_bundle(
             progress=lambda what, done, total: progress(done, total, what),
             shown=source.shown,
             against=plan if baseline_requests_max else None,
-            vectors=given,
+            vectors=vectors_given,
+            encoders=given.encoders,
         )
     lost = losses(measured, "this", "parent", gates) if parent and gates else []
     if gates and answers:
@@ -149,7 +152,8 @@ def make_bundle(
                 recipe.training.seed,
                 recipe.split,
                 shown=answers.shown,
-                vectors=given,
+                vectors=vectors_given,
+                encoders=given.encoders,
             )
             reporter.note(answers.described(len(test.users)))
             lost += rate_breaches(test, "this", "parent", gates.rates)
@@ -169,59 +173,6 @@ def make_bundle(
     return read_bundle(folder)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where requests come from: answered ones, or ones made up of interactions.
-
-    Attributes:
-        log: the interactions and, with answered requests, the actions on them.
-        shown: the answered requests.
-    """
-
-    log: ActionLog
-    shown: Shown | None = None
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return self.log.heads if self.shown is None else self.shown.heads
-
-    def notes(self) -> list[str]:
-        what = "interaction" if self.shown is None else "shown pin's action"
-        missing = [head for head in self.log.schema.heads if head not in self.heads]
-        notes = [f"no {what} is a {head}, so the model will have no {head} head" for head in missing]
-        return notes if self.shown is None else [*notes, *self.shown.notes]
-
-    def learned_until_ms(self, split: Split) -> int:
-        return self._slices(split, "validation")[-1].stop_ms
-
-    def _slices(self, split: Split, part: Part) -> list[Slice]:
-        if self.shown is None:
-            return part_slices(self.log, split, part)
-        return self.shown.slices(split, part)
-
-
-def _source(dataset: AtomicDataset, parent: Parent | None, impressions: Impressions | None) -> _Source:
-    log = action_log(dataset)
-    if impressions is None:
-        return _Source(log)
-    # Stored rows hold vectors of the space that servers read. A model with embeddings of its own cannot read them.
-    since_ms = parent.learned_until_ms if parent else None
-    shown = read_shown(impressions, log, since_ms=since_ms, stored_rows=parent is not None)
-    return _Source(shown.history, shown)
-
-
-def _of_parent(recipe: Recipe, parent: Parent | None, source: _Source) -> Recipe:
-    """Return the recipe for the events or requests that the parent has not learned from."""
-    if parent is None:
-        return recipe
-    split = (
-        split_after(source.log, parent.learned_until_ms, recipe.split)
-        if source.shown is None
-        else split_of_new(recipe.split, len(source.shown.requests.time_ms), "answered requests")
-    )
-    return replace(recipe, parent=parent.bundle.manifest.ref, split=split)
-
-
 def assist(
     dataset: AtomicDataset,
     recipe: Recipe,
@@ -230,63 +181,35 @@ def assist(
     parent: Parent | None = None,
     impressions: Impressions | None = None,
     vectors: GivenVectors | None = None,
+    users: UserEncoder | None = None,
 ) -> None:
     """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
     Every rank builds all examples itself. This takes no longer than building them once, and needs no transport.
     """
-    source = _source(dataset, parent, impressions)
-    recipe = _of_parent(recipe, parent, source)
-    _check_space(parent, vectors)
-    target = target_of(recipe, source.log, parent, source.heads, vectors.space if vectors else None)
-    embeddings = _embeddings(source, recipe, reporter, parent, vectors)
-    _learn(source, vectors or embeddings, recipe, target, reporter, execution, parent)
-
-
-def _check_space(parent: Parent | None, vectors: GivenVectors | None) -> None:
-    """Raise SettingError if vectors are of another space than those of the parent."""
-    if parent is None or vectors is None:
-        return
-    own, theirs = vectors.space, parent.embeddings.space
-    if own != theirs:
-        raise SettingError(
-            f"{parent.bundle.manifest.ref} reads vectors of {theirs.ref}, and the file has vectors of {own.ref}; "
-            "rotate them with `pinrank embed align`, or train without --parent"
-        )
-
-
-def _embeddings(
-    source: _Source, recipe: Recipe, reporter: Reporter, parent: Parent | None, vectors: GivenVectors | None
-) -> PinEmbeddings:
-    """Return the vectors of pins to learn from: given ones, the parent's, or those of an SVD."""
-    if source.shown is None:
-        log, until_ms = source.log, producer_until_ms(source.log, recipe.split)
-    else:
-        log, until_ms = source.shown.dataset, int(source.shown.requests.time_ms[0])
-    if vectors is not None:
-        vectors.refuse_after(until_ms)
-        return vectors.saved(log, until_ms)
-    if parent is not None:
-        return parent.embeddings
-    with reporter.step("embeddings"):
-        return svd_embeddings(log, until_ms, recipe.training.seed, recipe.dataset)
+    source, given = Source.of(dataset, parent, impressions), Given.of(parent, vectors, users)
+    recipe = source.new_to(recipe, parent)
+    target = given.target(recipe, source)
+    _learn(source, given, given.embeddings(source, recipe, reporter), recipe, target, reporter, execution)
 
 
 def _learn(
-    source: _Source,
-    vectors: PinVectors,
+    source: Source,
+    given: Given,
+    embeddings: PinEmbeddings,
     recipe: Recipe,
     target: Target,
     reporter: Reporter,
     execution: Execution,
-    parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
     """Train a network; return it with validation examples that it has not learned from."""
+    vectors = given.pins or embeddings
 
     def examples_of(part: Part, sampling: Sampling, attributes: Sequence[str] = ()) -> Examples:
         with reporter.step(f"{part} examples") as progress:
             builder = example_builder(
-                source.log, source.shown, vectors, target.draft, recipe.split, sampling, recipe.training.seed
+                *(source.log, source.shown, vectors, target.draft, recipe.split, sampling, recipe.training.seed),
+                given.encoders,
             )
             return builder.build(part, progress, attributes)
 
@@ -307,7 +230,7 @@ def _learn(
         shown = replace(
             execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
-        parameters = parent.parameters if parent else None
+        parameters = given.parent.parameters if given.parent else None
         network, epochs = train(
             target.sizes, source.heads, examples, validation, recipe.training, shown, parameters, target.utility
         )
@@ -344,13 +267,14 @@ class _TrainingProgress:
 
 def _bundle_parts(
     dataset: AtomicDataset,
-    source: _Source,
+    source: Source,
     embeddings: PinEmbeddings,
     calibrations: Sequence[Calibration],
     recipe: Recipe,
     draft: Manifest,
     validation: Examples,
     logits: np.ndarray,
+    given: Given,
 ) -> BundleParts:
     """Collect the parts of the bundle other than the network; its metrics are not known yet."""
     seed = recipe.training.seed
@@ -389,6 +313,7 @@ def _bundle_parts(
         golden=golden_inputs(draft, embeddings, seed),
         sequence_length=draft.sequence_length,
         statistics=statistics.model_dump_json(indent=1).encode(),
+        users=given.users,
     )
 
 

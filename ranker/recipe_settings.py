@@ -71,8 +71,8 @@ class Recipe:
         """Approximate number of validation requests, of which every other one is learned from; 0 if none is."""
         return self.validation_requests_max if self.training.newest_epochs else 0
 
-    def network_config(self, log: ActionLog, heads: Sequence[str], dim: int) -> NetworkConfig:
-        """Return the network's sizes for vectors of `dim` numbers.
+    def network_config(self, log: ActionLog, heads: Sequence[str], dim: int, user_vector: int = 0) -> NetworkConfig:
+        """Return the network's sizes for vectors of `dim` numbers, and of `user_vector` numbers for users.
 
         Raises:
             SettingError: the variant is unknown, or a size is invalid.
@@ -87,6 +87,7 @@ class Recipe:
             similarities=similarity_count(length, len(schema.actions)) if length else 0,
             recency=len(RECENCY_NAMES) if length else 0,
             interests=self.interests,
+            user_vector=user_vector,
             heads=len(heads),
             actions=len(schema.actions),
             surfaces=len(SURFACES),
@@ -143,6 +144,7 @@ def target_of(
     parent: Parent | None,
     heads: tuple[str, ...] | None = None,
     space: EmbeddingSpace | None = None,
+    users: EmbeddingSpace | None = None,
 ) -> Target:
     """Check a recipe against the data before any work, so that no model is made that a server would reject.
 
@@ -152,10 +154,11 @@ def target_of(
         parent: the version to continue from.
         heads: the heads to predict; None means all that occur in the data.
         space: of the pins' vectors; None for those of the parent, or of the SVD that the recipe will fit.
+        users: of the users' vectors; None if the network reads none.
 
     Raises:
         SettingError: a head weight, the utility table or the variant names something unknown, or the parent has other
-            heads, or reads another number of interests than the recipe asks for.
+            heads, or reads another number of interests than the recipe asks for, or other vectors of users.
         DatasetError: the data has no action to predict.
     """
     heads = log.heads if heads is None else heads
@@ -163,7 +166,8 @@ def target_of(
         raise DatasetError(f"no interaction is one of the actions to predict: {', '.join(log.schema.heads)}")
     recipe.training.weights_of(heads)
     space = space or (parent.embeddings.space if parent else space_of(recipe.dataset))
-    sizes = parent.config if parent else recipe.network_config(log, heads, space.dim)
+    dim = 0 if users is None else users.dim
+    sizes = parent.config if parent else recipe.network_config(log, heads, space.dim, dim)
     if parent and recipe.interests not in (0, sizes.interests):
         raise SettingError(
             f"{parent.bundle.manifest.ref} reads {sizes.interests} interests, and its successor reads as many; leave "
@@ -181,6 +185,7 @@ def target_of(
         similarities=sizes.similarities > 0,
         recency=sizes.recency > 0,
         interests=sizes.interests,
+        users=users,
         described=log.described,
     )
     if parent:

@@ -40,6 +40,7 @@ from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
+from ranker.embedding.users.encoder import encoders_in
 from ranker.embedding.vector_file import GivenVectors
 from ranker.evaluation.evaluate import evaluate
 from ranker.recipe import make_bundle
@@ -277,7 +278,7 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
     store = open_store(address)
     await store.start()
     embeddings = embeddings_of(bundle)
-    await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest))
+    await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest, encoders_in([bundle])))
     await store.close()
 
 

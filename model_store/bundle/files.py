@@ -22,6 +22,8 @@ GOLDEN = "golden.npz"
 EXPLORATION = "explore.toml"
 #: Optional: the embeddings that the model was trained on, to load into feature stores.
 EMBEDDINGS = "embeddings.npz"
+#: Optional: the network that makes the vectors of users, to compute their features.
+USERS = "users.npz"
 #: Optional: the distributions of inputs and predictions in training, to detect drift.
 STATISTICS = "statistics.json"
 #: Optional: the learned parameters of the network, to continue training from.

@@ -8,7 +8,7 @@ from ranker.cli.data import register as register_data
 from ranker.cli.embed.commands import register as register_embed
 from ranker.cli.evaluate import evaluate
 from ranker.cli.explore import register as register_explore
-from ranker.cli.train import train
+from ranker.cli.train.commands import train
 from ranker.cli.tune import tune
 
 

@@ -192,10 +192,11 @@ def fill(
         from ranker.data.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.data.features import Groups, fill_store  # noqa: PLC0415
         from ranker.data.problems import refuse_future  # noqa: PLC0415
+        from ranker.embedding.users.encoder import encoders_in  # noqa: PLC0415
 
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
-        groups = Groups.served_by(bundle.manifest)
+        groups = Groups.served_by(bundle.manifest, encoders_in([bundle]))
         vectors = embeddings_of(bundle) if pin_vectors is None else read_given_vectors(pin_vectors)
         theirs = groups.pin.field("embedding")
         if pin_vectors is not None and isinstance(theirs, Embedding) and vectors.space != theirs.space:

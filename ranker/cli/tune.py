@@ -70,6 +70,7 @@ class RequestOptions(OptionGroup):
     def _scored(self, bundle: Bundle, seed: int, reporter: ConsoleReporter) -> TuningData:
         from kernels.engines import engine_factory  # noqa: PLC0415
         from ranker.data.actions import action_log  # noqa: PLC0415
+        from ranker.embedding.users.encoder import encoders_in  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
         from ranker.tuning.inputs import dataset_requests  # noqa: PLC0415
 
@@ -83,7 +84,7 @@ class RequestOptions(OptionGroup):
         with reporter.step("scoring") as progress:
             return dataset_requests(
                 bundle, self.surface, log, factory, sampling, seed, dataset.name,
-                lambda what, done, total: progress(done, total, what),
+                lambda what, done, total: progress(done, total, what), encoders_in([bundle]),
             )  # fmt: skip
 
 

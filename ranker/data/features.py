@@ -5,7 +5,7 @@ No function reads beyond the given time: a row "as of t" depends only on events 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,16 @@ from ranker.data.atomic.described import Described, Values, fields_of
 from ranker.data.embeddings import PinVectors
 from ranker.data.folding import folded_in, means_of
 from ranker.data.problems import refuse_future
-from ranker.data.users.rows import INTEREST_GROUP, InterestRows, UserRows, interest_group, rows_by_group
+from ranker.data.users.rows import (
+    InterestRows,
+    UserEncoder,
+    UserRows,
+    VectorRows,
+    interest_group,
+    makers_of,
+    rows_by_group,
+    vector_group,
+)
 from ranker.errors import DatasetError
 
 PIN_GROUP = "pin_core"
@@ -59,27 +68,37 @@ class Groups:
 
     @staticmethod
     def of(
-        space: EmbeddingSpace, schema: ActionSchema, described: Described | None = None, interests: int = 0
+        space: EmbeddingSpace,
+        schema: ActionSchema,
+        described: Described | None = None,
+        interests: int = 0,
+        users: EmbeddingSpace | None = None,
     ) -> Groups:
         """Return the groups of a schema's actions and of the data's own columns, with embeddings in `space`.
 
-        With `interests`, users also have so many of these.
+        With `interests`, users also have so many of these; with `users`, a vector of that space.
         """
         described = described or Described()
         counts = tuple(Scalar(name=name) for name in scalar_names(schema))
         embedding = Embedding(name="embedding", space=space)
-        pins, users = (tuple(Scalar(name=n) for n in fields_of(own)) for own in (described.pins, described.users))
+        of_pins, of_users = (tuple(Scalar(name=n) for n in fields_of(own)) for own in (described.pins, described.users))
         parties = (Scalar(name="creator_tail", default=0.5), Scalar(name="merchant"), Scalar(name="ad"))
         return Groups(
-            FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *pins, *parties)),
-            FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts, *users)),
+            FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *of_pins, *parties)),
+            FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts, *of_users)),
             SequenceGroup(name="actions", version=2, actions=schema.names, surfaces=SURFACES, length_max=LENGTH_MAX),
-            (InterestRows(interest_group(space, interests)),) if interests else (),
+            (
+                *((InterestRows(interest_group(space, interests)),) if interests else ()),
+                *((VectorRows(vector_group(users), None),) if users else ()),
+            ),
         )
 
     @staticmethod
-    def served_by(manifest: Manifest) -> Groups:
-        """Return the groups that a bundle trained here reads. Raises DatasetError for any other bundle."""
+    def served_by(manifest: Manifest, encoders: Sequence[UserEncoder] = ()) -> Groups:
+        """Return the groups that a bundle trained here reads. Raises DatasetError for any other bundle.
+
+        Networks of users are needed to make their rows, and not otherwise.
+        """
         try:
             pin, user = manifest.group(PIN_GROUP), manifest.group(USER_GROUP)
         except KeyError as error:
@@ -87,8 +106,7 @@ class Groups:
                 f"{manifest.ref} reads features that are not made from interactions ({error.args[0]}); load them with "
                 "`pinrank features load`"
             ) from error
-        further = tuple(InterestRows.of(group) for group in manifest.groups if group.name == INTEREST_GROUP)
-        return Groups(pin, user, manifest.sequence, further)
+        return Groups(pin, user, manifest.sequence, makers_of(manifest.groups, encoders))
 
     @property
     def of_users(self) -> tuple[FeatureGroup, ...]:

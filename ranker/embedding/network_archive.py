@@ -39,35 +39,38 @@ def weights_of(network: nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
 
 
-def write_archive(
-    path: Path,
+def encode_archive(
     about: BaseModel,
     pin_ids: np.ndarray,
     network: nn.Module,
     arrays: Mapping[str, np.ndarray] | None = None,
-) -> None:
-    """Write a network; the file appears when it is complete. Equal networks give equal bytes."""
+) -> bytes:
+    """Encode a network; equal networks give equal bytes."""
     held = {_ABOUT: np.frombuffer(about.model_dump_json().encode(), np.uint8), _PIN_IDS: pin_ids, **(arrays or {})}
     held |= {_WEIGHT + name: array for name, array in weights_of(network).items()}
     content = io.BytesIO()
     np.savez(content, **held)  # type: ignore[arg-type]  # of NumPy
+    return content.getvalue()
+
+
+def write_archive(path: Path, content: bytes) -> None:
+    """Write what `encode_archive` returned; the file appears when it is complete."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(content.getvalue())
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def read_archive(path: Path) -> NetworkArchive:
-    """Read what `write_archive` has written.
+def decode_archive(content: bytes) -> NetworkArchive:
+    """Decode what `encode_archive` returned.
 
     Raises:
         ValueError: it is no such archive, or its pins are not ascending identifiers.
         KeyError: it lacks an array.
-        OSError: it cannot be read.
     """
-    arrays = decode_arrays(path.read_bytes())
+    arrays = decode_arrays(content)
     about, pin_ids = arrays.pop(_ABOUT).tobytes(), arrays.pop(_PIN_IDS)
     if pin_ids.ndim != 1 or pin_ids.dtype != np.uint64 or (pin_ids[1:] <= pin_ids[:-1]).any():
         raise ValueError("its pins are not ascending identifiers")

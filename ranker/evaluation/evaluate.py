@@ -25,6 +25,7 @@ from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinVectors
 from ranker.data.requests import Split, part_slices
 from ranker.data.shown import Shown
+from ranker.data.users.rows import UserEncoder
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.evaluation.metrics import auc, calibration_error, deciles, hits, reliability, requests_with
@@ -69,6 +70,7 @@ def evaluate(
     shown: Shown | None = None,
     against: BaselinePlan | None = None,
     vectors: Sequence[PinVectors] = (),
+    encoders: Sequence[UserEncoder] = (),
 ) -> Evaluation:
     """Score the test requests with each bundle, with the popularity of each pin per action, and with other baselines.
 
@@ -87,6 +89,7 @@ def evaluate(
             history.
         against: how to fit the baselines to compare every bundle with; None compares with popularity only.
         vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
+        encoders: networks of users, for the bundles that read vectors of their spaces.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -94,7 +97,7 @@ def evaluate(
     """
     baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
-    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown, against, vectors)
+    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown, against, vectors, encoders)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test") if shown is None else shown.slices(split, "test")

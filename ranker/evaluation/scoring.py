@@ -24,6 +24,7 @@ from ranker.data.features import PIN_GROUP
 from ranker.data.inputs import full_manifest
 from ranker.data.requests import Part, Split
 from ranker.data.shown import Shown
+from ranker.data.users.rows import UserEncoder
 from ranker.errors import DatasetError
 from ranker.training.examples import ExampleBuilder, Examples, Sampling, utilities_of
 from ranker.training.shown_examples import ShownExampleBuilder, example_builder
@@ -101,6 +102,7 @@ def score_test(
     shown: Shown | None = None,
     baselines: BaselinePlan | None = None,
     vectors: Sequence[PinVectors] = (),
+    encoders: Sequence[UserEncoder] = (),
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
@@ -116,6 +118,7 @@ def score_test(
         baselines: how to fit the baselines, which read the vectors of the first family of bundles; None leaves them
             out.
         vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
+        encoders: networks of users, for the bundles that read vectors of their spaces.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -133,7 +136,7 @@ def score_test(
         readable = [table for name in family if isinstance(table := tables[name], UtilityTable)]
         attributes = sorted({attribute.field for table in readable for attribute in table.attributes})
         full = first is None and baselines is not None
-        source = _Source(bundles[family[0]], tuple(heads.values()), log, shown, split, full, vectors)
+        source = _Source(bundles[family[0]], tuple(heads.values()), log, shown, split, full, vectors, encoders)
         examples = source.build("test", sampling, seed, progress, attributes)
         if first is None:
             first = examples
@@ -224,9 +227,11 @@ def build_test(
     seed: int,
     split: Split,
     progress: ScoringProgress,
+    encoders: Sequence[UserEncoder] = (),
 ) -> Examples:
     """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
-    return _Source(bundle, heads, log, shown, split).build("test", sampling, seed, progress, attributes)
+    source = _Source(bundle, heads, log, shown, split, encoders=encoders)
+    return source.build("test", sampling, seed, progress, attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +246,7 @@ class _Source:
         split: the boundaries of the parts.
         full: whether to add the inputs that the bundle does not read.
         vectors: of the space of one or the other bundle, instead of its own.
+        encoders: networks of users.
     """
 
     bundle: Bundle
@@ -250,6 +256,7 @@ class _Source:
     split: Split
     full: bool = False
     vectors: Sequence[PinVectors] = ()
+    encoders: Sequence[UserEncoder] = ()
 
     def build(
         self, part: Part, sampling: Sampling, seed: int, progress: ScoringProgress, attributes: Sequence[str] = ()
@@ -277,7 +284,9 @@ class _Source:
     def _builder(self, sampling: Sampling, seed: int) -> ExampleBuilder | ShownExampleBuilder:
         own = embeddings_of(self.bundle)
         vectors = next((given for given in self.vectors if given.space == own.space), own)
-        return example_builder(self.log, self.shown, vectors, self.manifest(), self.split, sampling, seed)
+        return example_builder(
+            self.log, self.shown, vectors, self.manifest(), self.split, sampling, seed, self.encoders
+        )
 
 
 @dataclass(frozen=True, slots=True)

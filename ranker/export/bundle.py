@@ -28,6 +28,7 @@ from model_store.bundle.files import (
     NETWORK,
     PARAMETERS,
     STATISTICS,
+    USERS,
     UTILITY,
     write_bundle,
 )
@@ -38,6 +39,7 @@ from model_store.model.loaded import calibrate
 from ranker.data.actions import ActionSchema
 from ranker.data.atomic.described import Described
 from ranker.data.embeddings import PinEmbeddings, encode_embeddings
+from ranker.data.users.rows import UserEncoder
 from ranker.errors import ParityError
 from ranker.export.manifest import manifest_fields
 from ranker.network.encoder import EPSILON, EarlyFusion
@@ -82,6 +84,8 @@ class BundleParts:
     statistics: bytes
     #: Empty for a bundle without exploration.
     explore_toml: bytes = b""
+    #: The network that makes the users' vectors; None for a ranker that reads none.
+    users: UserEncoder | None = None
 
     def manifest_fields(self, network: NetworkConfig) -> dict[str, object]:
         fields = manifest_fields(
@@ -95,6 +99,7 @@ class BundleParts:
             similarities=network.similarities > 0,
             recency=network.recency > 0,
             interests=network.interests,
+            users=None if self.users is None else self.users.space,
             described=self.described,
             calibrations=self.calibrations,
         )
@@ -128,6 +133,8 @@ def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> M
     }
     if parts.explore_toml:
         files[EXPLORATION] = parts.explore_toml
+    if parts.users is not None:
+        files[USERS] = parts.users.content
     return write_bundle(folder, fields, files)
 
 

@@ -84,17 +84,21 @@ def _invent_user(rng: np.random.Generator, group: FeatureGroup, known: bool) -> 
 def _invent_further(
     rng: np.random.Generator, group: FeatureGroup, embeddings: PinEmbeddings, fill: float, known: bool
 ) -> Rows:
-    """Return a user's row of a further group: vectors of pins, and shares that add up to 1.
+    """Return a user's row of a further group: vectors of pins or of another space, and shares that add up to 1.
 
     Fields beyond a share `fill` of them keep their zeros, as they do for users with few interests.
     """
     rows, fields = np.array([group.default_row], group.dtype), group.fields
     if not known:
         return Rows(rows, np.array([RowState.MISSING], np.uint8))
-    vectors = [field.name for field in fields if isinstance(field, Embedding)]
+    vectors = [field for field in fields if isinstance(field, Embedding)]
     held = max(1, round(fill * len(vectors)))
-    for name in vectors[:held]:
-        rows[name] = embeddings.vectors[rng.integers(len(embeddings.vectors))]
+    for field in vectors[:held]:
+        if field.space == embeddings.space:
+            rows[field.name] = embeddings.vectors[rng.integers(len(embeddings.vectors))]
+        else:
+            vector = rng.normal(size=field.space.dim)
+            rows[field.name] = vector / np.linalg.norm(vector)
     scalars = [field.name for field in fields if isinstance(field, Scalar)][:held]
     shares = np.sort(rng.dirichlet(np.ones(len(scalars))))[::-1]
     for name, share in zip(scalars, shares, strict=True):

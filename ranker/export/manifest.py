@@ -10,7 +10,7 @@ from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup
 from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
 from ranker.data.atomic.described import Described
-from ranker.data.features import SURFACES, Groups
+from ranker.data.features import PIN_GROUP, SURFACES, Groups
 from ranker.data.inputs import network_inputs
 
 
@@ -26,6 +26,7 @@ def manifest_fields(
     similarities: bool = False,
     recency: bool = False,
     interests: int = 0,
+    users: EmbeddingSpace | None = None,
     described: Described | None = None,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
@@ -42,10 +43,11 @@ def manifest_fields(
         similarities: whether it reads what `model_store.model.similarities` computes.
         recency: whether it reads what `model_store.model.recency` computes.
         interests: how many of a user's interests it reads.
+        users: the space of the users' vectors that it reads; None if it reads none.
         described: the data's own columns that are features.
         calibrations: one per head; None leaves the logits unchanged.
     """
-    groups = Groups.of(space, schema, described, interests)
+    groups = Groups.of(space, schema, described, interests, users)
     calibrations = calibrations or [Calibration()] * len(heads)
     return {
         "name": name,
@@ -64,15 +66,18 @@ def manifest_fields(
 
 
 def in_space(draft: Manifest, space: EmbeddingSpace, published: Iterable[Manifest]) -> Manifest:
-    """Return a draft whose groups hold vectors of a space, each under a version at which it overwrites no other's rows.
+    """Return a draft whose pins have vectors of a space, and whose groups overwrite no other's rows.
 
     Rows are stored by name and version. A group of another description than a published one, such as with vectors of
     another space, gets a free version, so that servers can read both. One of the same description keeps its version.
     """
     others = [group for manifest in published for group in manifest.groups]
-    groups = []
+    drafted, groups = draft.embedding_field(PIN_GROUP, "embedding").space, []
     for group in draft.groups:
-        own = tuple(f.model_copy(update={"space": space}) if isinstance(f, Embedding) else f for f in group.fields)
+        own = tuple(
+            f.model_copy(update={"space": space}) if isinstance(f, Embedding) and f.space == drafted else f
+            for f in group.fields
+        )
         groups.append(_beside(group.model_copy(update={"fields": own}), others))
     return draft.model_copy(update={"groups": tuple(groups)})
 
@@ -95,6 +100,7 @@ def draft_manifest(
     similarities: bool = False,
     recency: bool = False,
     interests: int = 0,
+    users: EmbeddingSpace | None = None,
     described: Described | None = None,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
@@ -105,6 +111,7 @@ def draft_manifest(
         similarities=similarities,
         recency=recency,
         interests=interests,
+        users=users,
         described=described,
     )
     return Manifest(**fields, files={})

@@ -45,6 +45,8 @@ class NetworkConfig:
     similarities: int = 0
     #: A user's interests; 0 for a network that does not read them.
     interests: int = 0
+    #: Numbers of the vector of a user that a network of users makes; 0 for a network that does not read it.
+    user_vector: int = 0
     #: Pieces into which the range of each scalar and similarity is divided; 0 for a network without pieces.
     pieces: int = 0
     #: Width to which the pieces are mapped before they are crossed with the other features.
@@ -182,6 +184,12 @@ class RankerNetwork(nn.Module):
         request_width = 2 * config.dim + of_user + config.surface_dim
         # Pieces of the similarities are crossed in their place.
         row_width = 3 * config.dim + of_pin + (0 if config.pieces else config.compared)
+        self.user_vector: nn.Linear | None = None
+        if config.user_vector:
+            # Of another space than the pins': mapped to theirs, it is compared with the candidate.
+            self.user_vector = nn.Linear(config.user_vector, config.dim)
+            request_width += config.dim
+            row_width += config.dim
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.compared
         if config.pieces:
@@ -231,6 +239,7 @@ class RankerNetwork(nn.Module):
         interests: Tensor | None = None,
         interest_importances: Tensor | None = None,
         interest_similarities: Tensor | None = None,
+        user_vector: Tensor | None = None,
     ) -> Tensor:
         """Return float32[N, H] logits.
 
@@ -249,6 +258,7 @@ class RankerNetwork(nn.Module):
             interests: float32[R, I, D]; what the similarities to interests are made of, and read only there.
             interest_importances: float32[R, I]; required if the network reads interests.
             interest_similarities: float32[N, I]; required if the network reads interests.
+            user_vector: float32[R, V]; required if the network reads it.
         """
         read = None
         if sequence_actions is not None and sequence_embeddings is not None:
@@ -261,6 +271,7 @@ class RankerNetwork(nn.Module):
             interests=interests,
             interest_importances=interest_importances,
             interest_similarities=interest_similarities,
+            user_vector=user_vector,
         )
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
@@ -298,6 +309,7 @@ class RankerNetwork(nn.Module):
         interests: Tensor | None = None,  # noqa: ARG002 - an input of the network all the same
         interest_importances: Tensor | None = None,
         interest_similarities: Tensor | None = None,
+        user_vector: Tensor | None = None,
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, what `encode` returns."""
         user_scalars = _joined(user_scalars, recency, interest_importances)
@@ -315,6 +327,10 @@ class RankerNetwork(nn.Module):
             self.config.dim * pin_embedding * asked,
             self.config.dim * pin_embedding * user,
         ]
+        if self.user_vector is not None:
+            mapped = self.user_vector(user_vector)
+            of_request.append(mapped)
+            of_row.append(self.config.dim * pin_embedding * per_row(mapped, row_request))
         direct: list[Tensor] = []
         numbers = [pin_scalars]
         if similarities is not None or interest_similarities is not None:

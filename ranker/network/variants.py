@@ -58,7 +58,7 @@ _COUNT_MAX = 8_192
 _DECIDED = frozenset(
     {
         *("heads", "actions", "surfaces", "scalars", "pin_features", "user_features", "recency", "similarities", "dim"),
-        *("interests", "fusion", "sequence"),
+        *("interests", "user_vector", "fusion", "sequence"),
     }
 )
 

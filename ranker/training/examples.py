@@ -19,7 +19,7 @@ from ranker.data.embeddings import PinVectors
 from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
 from ranker.data.folding import folded_in
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
-from ranker.data.users.rows import rows_by_group
+from ranker.data.users.rows import UserEncoder, rows_by_group
 from ranker.errors import DatasetError
 
 
@@ -152,11 +152,18 @@ class ExampleBuilder:
     """Builds the examples of one model from one action log."""
 
     def __init__(
-        self, log: ActionLog, vectors: PinVectors, manifest: Manifest, split: Split, sampling: Sampling, seed: int
+        self,
+        log: ActionLog,
+        vectors: PinVectors,
+        manifest: Manifest,
+        split: Split,
+        sampling: Sampling,
+        seed: int,
+        encoders: Sequence[UserEncoder] = (),
     ) -> None:
         self._log = log
         self._manifest = manifest
-        self._groups = Groups.served_by(manifest)
+        self._groups = Groups.served_by(manifest, encoders)
         self._vectors = vectors
         self._assembler = Assembler(manifest)
         self._columns = [log.schema.position(head.name) for head in manifest.heads]

@@ -71,8 +71,9 @@ class Parent:
 def encode_parameters(network: RankerNetwork) -> bytes:
     """Encode the sizes and parameters of a network as an npz archive of plain arrays."""
     sizes = asdict(network.config)
-    if not sizes["interests"]:  # earlier versions of this code do not know it, and read the others
-        del sizes["interests"]
+    for name in ("interests", "user_vector"):
+        if not sizes[name]:  # earlier versions of this code do not know it, and read the others
+            del sizes[name]
     arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays, **{_CONFIG: np.array(json.dumps(sizes))})  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from ranker.data.embeddings import PinVectors
 from ranker.data.features import PIN_GROUP, SURFACES, Groups
 from ranker.data.requests import Part, Request, Slice, Split
 from ranker.data.shown import Shown
+from ranker.data.users.rows import UserEncoder
 from ranker.errors import DatasetError
 from ranker.training.examples import ExampleBuilder, Examples, FeatureSnapshot, Sampling
 
@@ -35,10 +36,11 @@ class ShownExampleBuilder:
         split: Split,
         sampling: Sampling,
         seed: int,
+        encoders: Sequence[UserEncoder] = (),
     ) -> None:
         self._shown, self._manifest, self._split, self._sampling = shown, manifest, split, sampling
         self._seed = seed
-        self._groups = Groups.served_by(manifest)
+        self._groups = Groups.served_by(manifest, encoders)
         self._vectors = vectors
         self._assembler = Assembler(manifest)
         self._columns = [shown.history.schema.position(head.name) for head in manifest.heads]
@@ -159,8 +161,9 @@ def example_builder(
     split: Split,
     sampling: Sampling,
     seed: int,
+    encoders: Sequence[UserEncoder] = (),
 ) -> ExampleBuilder | ShownExampleBuilder:
     """Return what builds examples: of answered requests if there are any, else of requests made up of the log."""
     if shown is None:
-        return ExampleBuilder(log, vectors, manifest, split, sampling, seed)
-    return ShownExampleBuilder(shown, vectors, manifest, split, sampling, seed)
+        return ExampleBuilder(log, vectors, manifest, split, sampling, seed, encoders)
+    return ShownExampleBuilder(shown, vectors, manifest, split, sampling, seed, encoders)

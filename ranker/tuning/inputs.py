@@ -18,6 +18,7 @@ from model_store.registry.store import ModelStore
 from ranker.data.actions import ActionLog
 from ranker.data.features import PIN_GROUP, SURFACES
 from ranker.data.requests import Split, part_slices
+from ranker.data.users.rows import UserEncoder
 from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.scoring import build_test, probabilities_of
 from ranker.training.examples import Sampling
@@ -219,6 +220,7 @@ def dataset_requests(
     seed: int,
     name: str,
     progress: Callable[[str, int, int], None],
+    encoders: Sequence[UserEncoder] = (),
 ) -> TuningData:
     """Score the requests of a dataset's test part, as `pinrank evaluate` does, and keep those of one surface.
 
@@ -234,7 +236,7 @@ def dataset_requests(
             "interactions; tune on logged answers (--on)"
         )
     fields = [attribute.field for attribute in table.attributes]
-    examples = build_test(bundle, bundle.manifest.heads, fields, log, None, sampling, seed, split, progress)
+    examples = build_test(bundle, bundle.manifest.heads, fields, log, None, sampling, seed, split, progress, encoders)
     on_surface = np.flatnonzero(examples.surfaces == (SURFACES.index(surface) if surface in SURFACES else -1))
     if not len(on_surface):
         raise DatasetError(f"the test part of {name} has no request on {surface}")

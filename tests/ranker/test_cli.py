@@ -16,7 +16,7 @@ from model_store.exploration.table import read_exploration
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
-from ranker.cli.train_options import BundleOptions
+from ranker.cli.train.options import BundleOptions
 from tests import tiny
 from tests.conftest import needs_training
 from tests.ranker.commands import run
@@ -171,7 +171,7 @@ def test_train_refuses_what_cannot_work_and_says_why(
     arguments: list[str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    monkeypatch.setattr("ranker.recipe_source.svd_embeddings", worked)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "checkpoint.pt").write_bytes(b"")
     data = write_atomic(tmp_path / "data", per_user=20)
@@ -199,7 +199,7 @@ def worked(*_: object) -> Any:
 def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(
     change: tuple[str, str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    monkeypatch.setattr("ranker.recipe_source.svd_embeddings", worked)
     utility.write_text(UTILITY.replace(*change))
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
@@ -226,7 +226,7 @@ def test_an_exploration_table_that_no_server_would_take_is_refused_before_the_wo
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    monkeypatch.setattr("ranker.recipe_source.svd_embeddings", worked)
     explore.write_text(EXPLORE.replace(*change))
     data = write_atomic(tmp_path / "data", per_user=20)
     code, output = run(
@@ -249,7 +249,7 @@ def test_a_model_explores_as_its_parent_unless_told_otherwise(explore: Path, tmp
 def test_data_without_any_action_to_predict_is_refused_before_the_work(
     utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    monkeypatch.setattr("ranker.recipe_source.svd_embeddings", worked)
     data = write_atomic(tmp_path / "data", per_user=20)
     (data / "actions.toml").write_text(
         '[[actions]]\nname = "save"\nmeaning = "m"\ncolumn = "rating"\nat_least = 9\naffinity = 1.0\n'

@@ -191,8 +191,6 @@ def _pin_vectors(pins: Path | None, until_ms: int, timed: bool) -> PinEmbeddings
 
 def _write_group(path: Path, model: UserModel) -> None:
     """Describe the group of users as which `pinrank features load` loads their vectors."""
-    from feature_client.groups import Embedding, FeatureGroup  # noqa: PLC0415
+    from ranker.data.users.rows import vector_group  # noqa: PLC0415
 
-    field = Embedding(name="vector", space=model.space)
-    group = FeatureGroup(name="user_vector", version=1, entity="user", fields=(field,))
-    path.write_text(group.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    path.write_text(vector_group(model.space).model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
-from model_store.bundle.tensor_sources import EmbeddingSet, Scalars, SetSimilarities, TensorInput
+from model_store.bundle.tensor_sources import EmbeddingSet, EmbeddingVector, Scalars, SetSimilarities, TensorInput
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.users.interests import InterestSettings, interests_of_user
@@ -18,14 +18,16 @@ from ranker.errors import DatasetError
 INTEREST_GROUP = "user_interests"
 #: Names of the inputs of networks that read interests.
 INTERESTS, INTEREST_IMPORTANCES, INTEREST_SIMILARITIES = "interests", "interest_importances", "interest_similarities"
+VECTOR_GROUP = "user_vector"
+#: Name of the input of networks that read it.
+USER_VECTOR = "user_vector"
 
 
 class UserRows(Protocol):
     """Makes the rows of one group of users from what they did before a time.
 
     Training, evaluation and `pinrank data fill` call the same function, each for its own time: what a network learns
-    from is what a store will hold. What else the rows are made of, such as a trained network of users, is the maker's
-    own.
+    from is what a store will hold.
     """
 
     @property
@@ -107,6 +109,99 @@ class InterestRows:
         return rows
 
 
+class UserEncoder(Protocol):
+    """A trained network that makes one vector of what a user did last."""
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space of the vectors."""
+        ...
+
+    @property
+    def content(self) -> bytes:
+        """The network as a file, for bundles."""
+        ...
+
+    def check(self, pins: EmbeddingSpace, until_ms: int) -> None:
+        """Check that a ranker can learn from its vectors.
+
+        Args:
+            pins: the space of the ranker's vectors of pins.
+            until_ms: Unix time in milliseconds at which the training's events begin.
+
+        Raises:
+            DatasetError: it reads other vectors of pins, or has learned from later events.
+        """
+        ...
+
+    def vectors_at(self, log: ActionLog, pins: np.ndarray, users: np.ndarray, before_ms: int) -> np.ndarray:
+        """Make vectors as of a time. Arguments are those of `UserRows.rows`.
+
+        Returns:
+            float16[N, D]; zeros for users of whom nothing is known by then.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRows:
+    """One vector for each user, which a trained network makes.
+
+    Attributes:
+        group: `vector_group`, in any version.
+        encoder: the network; without one, the group has inputs, but no rows can be made.
+    """
+
+    group: FeatureGroup
+    encoder: UserEncoder | None
+
+    @staticmethod
+    def of(group: FeatureGroup, encoders: Iterable[UserEncoder] = ()) -> VectorRows:
+        """Return the maker for a group in a manifest. Raises DatasetError if it is no group of one vector."""
+        spaces = [field.space for field in group.fields if isinstance(field, Embedding)]
+        if not spaces or group.fields != vector_group(spaces[0]).fields:
+            names = ", ".join(field.name for field in group.fields)
+            raise DatasetError(
+                f"group {group.ref} has the fields {names}, which are not one vector; load its features with "
+                "`pinrank features load`"
+            )
+        return VectorRows(group, next((encoder for encoder in encoders if encoder.space == spaces[0]), None))
+
+    @property
+    def inputs(self) -> tuple[TensorInput, ...]:
+        return (TensorInput(name=USER_VECTOR, source=EmbeddingVector(group=self.group.name, field="vector")),)
+
+    def rows(self, log: ActionLog, vectors: np.ndarray, users: np.ndarray, before_ms: int) -> np.ndarray:
+        """Do what `UserRows.rows` says. Raises DatasetError without a network."""
+        if self.encoder is None:
+            raise DatasetError(
+                f"group {self.group.ref} holds vectors of users, and the network that makes them is not at hand; load "
+                "them with `pinrank features load`, or train the ranker again with --user-vectors"
+            )
+        rows = np.full(len(users), self.group.default_row, self.group.dtype)
+        rows["vector"] = self.encoder.vectors_at(log, vectors, users, before_ms)
+        return rows
+
+
+def makers_of(groups: Iterable[FeatureGroup], encoders: Sequence[UserEncoder] = ()) -> tuple[UserRows, ...]:
+    """Return what makes the rows of the groups of users that are not `user_core`.
+
+    Args:
+        groups: of a manifest.
+        encoders: networks of users, of which each group takes that of its space.
+
+    Raises:
+        DatasetError: a group has other fields than its name says.
+    """
+    makers: list[UserRows] = []
+    for group in groups:
+        if group.name == INTEREST_GROUP:
+            makers.append(InterestRows.of(group))
+        elif group.name == VECTOR_GROUP:
+            makers.append(VectorRows.of(group, encoders))
+    return tuple(makers)
+
+
 def rows_by_group(
     makers: Sequence[UserRows], log: ActionLog, vectors: np.ndarray, before_ms: int, users: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -129,6 +224,11 @@ def rows_by_group(
         rows[users] = maker.rows(log, vectors, users, before_ms)
         found[maker.group.name] = rows
     return found
+
+
+def vector_group(space: EmbeddingSpace) -> FeatureGroup:
+    """Return the group of users with one vector each."""
+    return FeatureGroup(name=VECTOR_GROUP, version=1, entity="user", fields=(Embedding(name="vector", space=space),))
 
 
 def interest_group(space: EmbeddingSpace, count: int) -> FeatureGroup:

@@ -16,7 +16,7 @@ from ranker.data.embeddings import PinEmbeddings, content_digest
 from ranker.embedding.graph.graph import Graph
 from ranker.embedding.graph.materialised import Neighbourhoods, features_in, read_neighbourhoods
 from ranker.embedding.graph.parts import Parts
-from ranker.embedding.network_archive import read_archive, write_archive
+from ranker.embedding.network_archive import decode_archive, encode_archive, write_archive
 from ranker.embedding.pins.inputs import rows_of, uniform_hops
 from ranker.embedding.pins.network import Hop, PinNetwork, PinNetworkSettings
 from ranker.errors import DatasetError
@@ -90,7 +90,8 @@ class TrainedPins:
 
 def write_network(path: Path, trained: TrainedPins) -> None:
     """Write a network; the file appears when it is complete."""
-    write_archive(path, trained.about, trained.pin_ids, trained.network, {_FEATURES: trained.features})
+    arrays = {_FEATURES: trained.features}
+    write_archive(path, encode_archive(trained.about, trained.pin_ids, trained.network, arrays))
 
 
 def read_network(path: Path) -> TrainedPins:
@@ -102,7 +103,7 @@ def read_network(path: Path) -> TrainedPins:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; train a network with `pinrank embed pins`")
     try:
-        archive = read_archive(path)
+        archive = decode_archive(path.read_bytes())
         about = AboutNetwork.model_validate_json(archive.about)
         pin_ids, features = archive.pin_ids, archive.arrays[_FEATURES]
         if features.shape != (len(pin_ids), about.width):

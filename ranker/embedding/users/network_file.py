@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from feature_client.groups import EmbeddingSpace, Frozen
-from ranker.embedding.network_archive import read_archive, write_archive
+from ranker.embedding.network_archive import decode_archive, encode_archive, write_archive
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import UserModel, sizes_of
 from ranker.embedding.users.network import UserNetwork
@@ -23,8 +23,8 @@ class _Description(Frozen):
     until_ms: int | None
 
 
-def write_network(path: Path, model: UserModel) -> None:
-    """Write a network; the file appears when it is complete. Equal networks give equal bytes."""
+def encode_network(model: UserModel) -> bytes:
+    """Encode a network; equal networks give equal bytes."""
     described = _Description(
         format=1,
         settings=model.settings,
@@ -34,7 +34,35 @@ def write_network(path: Path, model: UserModel) -> None:
         timed=model.network.sizes.timed,
         until_ms=model.until_ms,
     )
-    write_archive(path, described, model.pin_ids, model.network)
+    return encode_archive(described, model.pin_ids, model.network)
+
+
+def decode_network(content: bytes) -> UserModel:
+    """Decode what `encode_network` returned. Raises ValueError for anything else."""
+    try:
+        archive = decode_archive(content)
+        described, pin_ids = _Description.model_validate_json(archive.about), archive.pin_ids
+        sizes = sizes_of(
+            described.settings, len(pin_ids), described.pin_space, described.actions, timed=described.timed
+        )
+        network = UserNetwork(sizes)
+        network.load_state_dict(archive.weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"it holds no network of users: {error}") from error
+    return UserModel(
+        network=network.eval(),
+        pin_ids=pin_ids,
+        actions=described.actions,
+        pin_space=described.pin_space,
+        space=described.space,
+        until_ms=described.until_ms,
+        settings=described.settings,
+    )
+
+
+def write_network(path: Path, model: UserModel) -> None:
+    """Write a network; the file appears when it is complete."""
+    write_archive(path, encode_network(model))
 
 
 def read_network(path: Path) -> UserModel:
@@ -46,23 +74,8 @@ def read_network(path: Path) -> UserModel:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; train a network with `pinrank embed users`")
     try:
-        archive = read_archive(path)
-        described, pin_ids = _Description.model_validate_json(archive.about), archive.pin_ids
-        sizes = sizes_of(
-            described.settings, len(pin_ids), described.pin_space, described.actions, timed=described.timed
-        )
-        network = UserNetwork(sizes)
-        network.load_state_dict(archive.weights)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        return decode_network(path.read_bytes())
+    except ValueError as error:
         raise DatasetError(
             f"{path} is no network of users, or is damaged: {error}; train it again with `pinrank embed users`"
         ) from error
-    return UserModel(
-        network=network.eval(),
-        pin_ids=pin_ids,
-        actions=described.actions,
-        pin_space=described.pin_space,
-        space=described.space,
-        until_ms=described.until_ms,
-        settings=described.settings,
-    )

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ranker.cli.console import ActionsOption, DataOption, fail, read_given_vectors
+from ranker.cli.console import fail
 from ranker.cli.options import OptionGroup
 from ranker.cli.places import check_folder, check_new_folder
 from ranker.errors import SettingError
-from ranker.network.variants import VARIANTS, parse_sizes
 
 if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
-    from ranker.data.shown import Impressions
-    from ranker.embedding.vector_file import GivenVectors
     from ranker.evaluation.gates import Gates
     from ranker.training.checkpoint import CheckpointPlan
-    from ranker.training.examples import Sampling
     from ranker.training.parent import Parent
     from ranker.training.settings import TrainingConfig
 
 #: A model that continues from its parent needs smaller steps than a new one.
 _RATE, _RATE_FROM_PARENT = 2e-3, 5e-4
-_VARIANTS = "; ".join(f"[bold]{name}[/]: {variant.description}" for name, variant in VARIANTS.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,88 +157,6 @@ class ParentOptions(OptionGroup):
 
         rates = tuple(parse_rate_gate(text) for text in self.gate_ope or [])
         return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece, self.gate_decile_factor, rates)
-
-
-@dataclass(frozen=True, slots=True)
-class DataOptions(OptionGroup):
-    panel = "Data"
-
-    data: DataOption = "ml-1m"
-    actions: ActionsOption = None
-    requests_max: Annotated[
-        int | None, typer.Option(min=1, help="Approximate number of training requests, sampled evenly. Default: all.")
-    ] = None
-    negatives: Annotated[
-        int,
-        typer.Option(min=1, help="Pins sampled as negatives per training request; each adds a row."),
-    ] = 64
-    impressions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that `pinrank impressions join` wrote: learn from answered requests and the pins that they "
-            "showed, instead of requests and negatives made up of --data. Features still derive from --data."
-        ),
-    ] = None
-    with_unseen: Annotated[
-        bool,
-        typer.Option("--with-unseen", help="Also learn from shown pins that the user did not look at, as reported."),
-    ] = False
-    pin_vectors: Annotated[
-        Path | None,
-        typer.Option(
-            help="Vectors of pins, or network.npz, that `pinrank embed` made of events before the training's (--before "
-            "training), instead of an SVD. A network makes vectors anew as time goes on. With --parent: of its space."
-        ),
-    ] = None
-
-    def vectors(self) -> GivenVectors | None:
-        return None if self.pin_vectors is None else read_given_vectors(self.pin_vectors)
-
-    def shown(self) -> Impressions | None:
-        from ranker.data.shown import Impressions  # noqa: PLC0415
-
-        if self.impressions is None:
-            if self.with_unseen:
-                fail("--with-unseen requires --impressions DIR")
-            return None
-        return Impressions(self.impressions, self.with_unseen)
-
-    def sampling(self) -> Sampling:
-        from ranker.training.examples import Sampling  # noqa: PLC0415
-
-        return Sampling(self.negatives, requests_max=self.requests_max)
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOptions(OptionGroup):
-    panel = "Network"
-
-    variant: Annotated[str, typer.Option(help=f"How the network reads the user's last actions. {_VARIANTS}.")] = "late"
-    sequence_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=256, help="How many of the user's last actions the network reads. Default: as the variant does."
-        ),
-    ] = None
-    interests: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=64,
-            help="How many of a user's interests the network reads: clusters of the pins that the user liked last.",
-        ),
-    ] = 0
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Override a network size, e.g. encoder_layers=1, hidden=256,128 or dropout=0.2; may be repeated. "
-            "An unknown name lists all sizes.",
-        ),
-    ] = None
-
-    def sizes(self) -> dict[str, object]:
-        return parse_sizes(self.size or [])
 
 
 @dataclass(frozen=True, slots=True)

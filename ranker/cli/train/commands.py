@@ -12,12 +12,11 @@ from rich.console import Console
 
 from ranker.cli.console import ConsoleReporter, explained, fail, note_problems, read_dataset
 from ranker.cli.options import grouped
-from ranker.cli.train_options import (
+from ranker.cli.train.inputs import DataOptions, NetworkOptions
+from ranker.cli.train.options import (
     BundleOptions,
     CheckpointOptions,
-    DataOptions,
     ExecutionOptions,
-    NetworkOptions,
     ParentOptions,
     TrackingOptions,
     TrainingOptions,
@@ -73,14 +72,15 @@ def train(
         models = bundle.open_store()
         origin = parent.read(models, bundle.name)
         recipe = _recipe(bundle, data, network, training, execution, models, origin)
-        gates, plan, impressions, vectors = parent.gates(), checkpoints.plan(), data.shown(), data.vectors()
+        gates, plan, impressions = parent.gates(), checkpoints.plan(), data.shown()
+        vectors, users = data.vectors(), data.users()
         bundle.check_places(models)
         tracking.check_places()
         with joined(execution.device) as ranks:
             reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 work = Execution(ranks, plan, threads=execution.threads)
-                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin, impressions, vectors)
+                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin, impressions, vectors, users)
                 return
             with tracked(tracking.tensorboard, tracking.mlflow, bundle.name, recipe.described(), reporter.note) as told:
                 dataset = _dataset(data, reporter, ranks)
@@ -93,6 +93,7 @@ def train(
                         baseline_requests_max=bundle.baseline_requests_max if models is not None else 0,
                         published=published_manifests(models, bundle.name),
                         vectors=vectors,
+                        users=users,
                     )
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)

@@ -1,0 +1,1 @@
+"""`pinrank train`: the command and its options."""
