@@ -40,6 +40,7 @@ from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
+from ranker.data.users.rows import UserEncoder
 from ranker.embedding.users.encoder import encoders_in
 from ranker.embedding.vector_file import GivenVectors
 from ranker.evaluation.evaluate import evaluate
@@ -170,8 +171,8 @@ def measure(
                 evaluations.append(evaluation.as_json())
             first = {name: by_seed[SEEDS[0]] for name, by_seed in folders.items()}
             bundles = {name: read_bundle(folder) for name, folder in first.items()}
-            latency_ms = _latency(first, bundles, log, plan)
-            raw[course.name] = {"evaluations": evaluations, "latency_ms": latency_ms, "save": course.save}
+            spent_ms = latency_ms(first, bundles, log, plan)
+            raw[course.name] = {"evaluations": evaluations, "latency_ms": spent_ms, "save": course.save}
             yield raw
 
 
@@ -221,6 +222,7 @@ def train_subject(
     folder: Path,
     vectors: GivenVectors | None = None,
     split: Split | None = None,
+    users: UserEncoder | None = None,
 ) -> None:
     """Train a subject, on these vectors or on those of an SVD, and write its bundle into a new folder."""
     training = TrainingConfig(seed=seed)
@@ -239,7 +241,7 @@ def train_subject(
         validation_requests_max=plan.newest_requests_max,
         test_requests_max=100,  # for the bundle's own lineage; the comparison builds its own
     )
-    make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)), vectors=vectors)
+    make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)), vectors=vectors, users=users)
 
 
 def _utility(schema: ActionSchema) -> bytes:
@@ -253,15 +255,21 @@ def _utility(schema: ActionSchema) -> bytes:
     return "\n".join(f"[surfaces.{surface}]\n{table}" for surface in ("home", "related")).encode()
 
 
-def _latency(
+def latency_ms(
     folders: Mapping[str, Path], bundles: Mapping[str, Bundle], log: ActionLog, plan: LiftPlan
 ) -> dict[str, list[float]]:
-    """Return the latencies by variant, in milliseconds, of one client on this machine without other load."""
+    """Return the latencies by variant, in milliseconds, of one client on this machine without other load.
+
+    Args:
+        folders: the bundles' folders, by variant.
+        bundles: the same bundles, which read the same groups, or fewer.
+        log: whose users ask, and whose features are served.
+        plan: the number of rounds, and of users in each.
+    """
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         folder = Path(temporary)
         store = f"lmdb://{folder / 'features'}"
-        # All variants read the same groups, except that the base reads no sequence.
-        widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
+        widest = max(bundles.values(), key=lambda one: (one.manifest.sequence_length, len(one.manifest.groups)))
         asyncio.run(_fill(store, widest, log))
         with served(folders, store, folder) as address, open_channel(address) as channel:
             requests = _requests(bundles, log, plan.users)

@@ -165,24 +165,63 @@ def by_interests(asked: Questions, vectors: PinEmbeddings, settings: InterestSet
 
     The pins of a context have no times here, so a cluster is as important as it is large.
     """
-    numbers = vectors.of(asked.pin_ids).astype(np.float32)
-    lengths = np.linalg.norm(numbers, axis=1, keepdims=True)
-    findable = lengths[:, 0] > 0
-    unit = numbers / np.where(lengths > 0, lengths, 1)
+    unit, findable = _directions(asked, vectors)
 
     def scores(contexts: np.ndarray) -> np.ndarray:
-        number, pins = asked.known.of(contexts)
-        splits = np.searchsorted(number, np.arange(len(contexts) + 1))
         found = np.full((len(contexts), len(unit)), -np.inf, np.float32)
-        for row, (first, stop) in enumerate(pairwise(splits)):
-            own = pins[first:stop][findable[pins[first:stop]]][: settings.pins_max]
-            if len(own):
-                medoids = interests_of(unit[own], np.zeros(len(own), np.int64), settings).medoids
-                found[row] = (unit[own[medoids]] @ unit.T).max(axis=0)
+        for row, medoids in enumerate(_medoids(asked, unit, findable, settings, contexts)):
+            if len(medoids):
+                found[row] = (unit[medoids] @ unit.T).max(axis=0)
         found[:, ~findable] = -np.inf
         return found
 
     return Scorer(scores, findable)
+
+
+def ranked_by_best_interest(asked: Questions, vectors: PinEmbeddings, settings: InterestSettings) -> Ranks:
+    """Ask each medoid by itself, and take a held-out pin's best rank: an oracle chooses the cluster for every pin.
+
+    This is how PinnerFormer's authors compare one vector with clusters (Pancha et al., 2022). Recall@100 then counts
+    the first 100 answers of every cluster, so more clusters may show more pins.
+    """
+    unit, findable = _directions(asked, vectors)
+    ranks, shown = [], np.zeros(len(unit), bool)
+    contexts = np.arange(asked.contexts)
+    for context, medoids in zip(contexts, _medoids(asked, unit, findable, settings, contexts), strict=True):
+        _, known = asked.known.of(contexts[context : context + 1])
+        _, held = asked.held.of(contexts[context : context + 1])
+        best = np.full(len(held), NOWHERE)
+        if len(medoids):
+            scores = unit[medoids] @ unit.T
+            scores[:, ~findable] = -np.inf
+            scores[:, known] = -np.inf
+            shown[_first(scores)] = True
+            for row in scores:
+                places = np.concatenate(list(_ranks(row[None], np.zeros(len(held), np.int64), held)))
+                best = np.minimum(best, places)
+        ranks.append(best)
+    return Ranks(np.concatenate(ranks), shown)
+
+
+def _directions(asked: Questions, vectors: PinEmbeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32[P, D] vectors of length one, and bool[P], the pins that have one."""
+    numbers = vectors.of(asked.pin_ids).astype(np.float32)
+    lengths = np.linalg.norm(numbers, axis=1, keepdims=True)
+    return numbers / np.where(lengths > 0, lengths, 1), lengths[:, 0] > 0
+
+
+def _medoids(
+    asked: Questions, unit: np.ndarray, findable: np.ndarray, settings: InterestSettings, contexts: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield the medoids of what each context knows, as positions of pins; none where it knows no pin with a vector."""
+    number, pins = asked.known.of(contexts)
+    splits = np.searchsorted(number, np.arange(len(contexts) + 1))
+    for first, stop in pairwise(splits):
+        own = pins[first:stop][findable[pins[first:stop]]][: settings.pins_max]
+        if not len(own):
+            yield own
+            continue
+        yield own[interests_of(unit[own], np.zeros(len(own), np.int64), settings).medoids]
 
 
 def by_popularity(asked: Questions) -> Scorer:
@@ -216,12 +255,18 @@ def ranked(
         contexts = np.arange(start, min(start + block, asked.contexts))
         scores = scorer.scores(contexts)
         scores[asked.known.of(contexts)] = -np.inf
-        first = min(CUTOFFS[0], pins - 1)
-        best = np.argpartition(-scores, first, axis=1)[:, :first]
-        shown[best[np.take_along_axis(scores, best, axis=1) > -np.inf]] = True
+        shown[_first(scores)] = True
         ranks += list(_ranks(scores, *asked.held.of(contexts)))
         progress(int(contexts[-1]) + 1, asked.contexts)
     return Ranks(np.concatenate(ranks), shown)
+
+
+def _first(scores: np.ndarray) -> np.ndarray:
+    """Return the pins that are among the first ten of any row."""
+    count = min(CUTOFFS[0], scores.shape[1] - 1)
+    best = np.argpartition(-scores, count, axis=1)[:, :count]
+    found: np.ndarray = best[np.take_along_axis(scores, best, axis=1) > -np.inf]
+    return found
 
 
 def _ranks(scores: np.ndarray, number: np.ndarray, held: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.embeddings import interests, pin_networks, pin_tasks, vectors_lift
+from bench.embeddings import interests, pin_networks, pin_tasks, user_lift, user_vectors, vectors_lift
 from bench.engines.lift import Course
 from bench.harness import BenchmarkError, run, whole
+from ranker.data.actions import action_log
+from ranker.data.atomic.recbole import read_atomic
 from tests.ranker.interactions import write_atomic
 
 TOY = Course("toy", "toy", "save")
@@ -28,6 +31,17 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
     assert [claim.target for claim in concluded.claims] == [1.0, 0.0]
     assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
     assert not (tmp_path / "vectors_lift").exists()
+
+
+def test_a_ranker_with_vectors_of_users_is_compared_with_one_without(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "toy", per_user=20)
+    raw = whole(user_lift.measure(quick=True, course=TOY, data=tmp_path))
+    (heads,) = raw["heads"].values()
+    assert {"without", "with"} < heads["save"].keys()
+    assert {name: len(spent) for name, spent in raw["latency_ms"].items()} == {"without": 2, "with": 2}
+    concluded = user_lift.conclude(raw)
+    assert [claim.target for claim in concluded.claims] == [2.0, 0.0, 0.2]
+    assert "P50 of an answer" in concluded.table
 
 
 def test_several_tasks_are_compared_with_each_alone(tmp_path: Path) -> None:
@@ -69,6 +83,34 @@ def test_users_are_clustered_and_asked_for(tmp_path: Path) -> None:
     write_atomic(tmp_path / "toy")
     raw = whole(interests.measure(quick=True, data=tmp_path, name="toy"))
     assert raw["users_per_s"] > 0
-    assert raw["recall"].keys() == {"the mean", "1 clusters", "5 clusters", "20 clusters"}
+    assert raw["recall"].keys() == {
+        *("the mean", "1 clusters", "5 clusters", "20 clusters"),
+        *("5 clusters, a list each", "20 clusters, a list each"),
+    }
+    lists = [raw["recall"][f"{count} clusters, a list each"]["value"] for count in (5, 20)]
+    assert raw["recall"]["5 clusters"]["value"] <= lists[0] <= lists[1]
     first, second = interests.conclude(raw).claims
     assert (first.target, second.target) == (500.0, 0.0)
+
+
+def test_losses_of_networks_of_users_are_compared_on_the_last_fifth_of_each_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(tmp_path / "toy", per_user=20)
+    lines = [" ".join(map(str, [user, *((user * 7 + step) % 40 for step in range(10))])) for user in range(30)]
+    (tmp_path / "taobao.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path))
+    courses = tuple(replace(user_vectors.COURSES[0], name=name) for name in ("toy", user_vectors.TAOBAO))
+    raw = whole(user_vectors.measure(quick=True, courses=courses, data=tmp_path))
+    for course in raw["courses"].values():
+        assert {"next", "all", "dense", "20 clusters of them, the SVD", "popularity"} < course["asked"].keys()
+    assert [claim.target for claim in user_vectors.conclude(raw).claims] == [10.0, 0.0, 10.0, 0.0]
+    log = action_log(read_atomic(tmp_path / "toy"))
+    known, held = user_vectors.divided(log)
+    assert (len(known.user), len(held.user)) == (16 * 60, 4 * 60)
+    for user in range(60):
+        own = [one.time_ms[one.user == user] for one in (known, held)]
+        assert own[0].max() < own[1].min()
+    monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path / "none"))
+    with pytest.raises(BenchmarkError, match="name its folder in TAOBAO_SEQUENCES_DATA"):
+        whole(user_vectors.measure(quick=True, courses=courses[1:], data=tmp_path))

@@ -3,7 +3,8 @@
 - `khop`: means over a sample of the pins one and two hops away, drawn anew each time (GraphSAGE, Hamilton et al.,
   2017).
 - `pooled`: the mean over the pins that random walks visit most, weighted by their visits (PinSage, Ying et al., 2018).
-- `transformer`: an encoder over [the pin; its neighbours], besides that mean.
+- `transformer`: besides that mean, an encoder over [the pin; its neighbours], and for each of its heads a mean over the
+  neighbours, weighted by the attention that it pays them.
 
 What is known of a pin are its features, and, for pins of the training, a vector that is trained with the network.
 """
@@ -94,7 +95,7 @@ class PinNetwork(nn.Module):
         self.encoder = None
         if settings.variant == "transformer":
             self.encoder = _Encoder(width, settings.dim, neighbours, settings.layers, settings.neighbours_dropped)
-            inputs += settings.dim
+            inputs += settings.dim + len(_TRUST) * width
         self.trained = nn.Parameter(torch.randn(pins, settings.trained_dim) * 0.1)
         self.hidden = nn.Linear(inputs, settings.hidden)
         self.dropout = nn.Dropout(settings.dropped)
@@ -116,7 +117,7 @@ class PinNetwork(nn.Module):
             own = torch.cat([own[:, :features] * known, own[:, features:]], dim=1)
         inputs = [own, *(_mean(table, hop) for hop in hops)]
         if self.encoder is not None:
-            inputs.append(self.encoder(own, table, hops[0]))
+            inputs += self.encoder(own, table, hops[0])
         found = torch.cat(inputs, dim=1)
         found = torch.cat([self.dropout(functional.relu(self.hidden(found))), found], dim=1)
         return {name: functional.normalize(head(found), dim=1) for name, head in self.heads.items()}
@@ -129,7 +130,11 @@ def _mean(table: Tensor, hop: Hop) -> Tensor:
 
 
 class _Encoder(nn.Module):
-    """A transformer over [pin; neighbours], of which the row of the pin is read."""
+    """A transformer over [pin; neighbours], of which the row of the pin is read.
+
+    A row has room for little of what is known of the neighbours, so they are also pooled as they are, by the attention
+    of each head in the last layer.
+    """
 
     def __init__(self, width: int, dim: int, neighbours: int, layers: int, dropped: float) -> None:
         super().__init__()
@@ -140,7 +145,8 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList([_Layer(dim) for _ in range(layers)])
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, own: Tensor, table: Tensor, hop: Hop) -> Tensor:
+    def forward(self, own: Tensor, table: Tensor, hop: Hop) -> list[Tensor]:
+        """Return float32[N, dim], and for each head float32[N, W]; zeros for pins without neighbours."""
         places = self.places[: hop.index.shape[1]]
         # Projecting the table, not its rows as often as they occur, is the same, and less work.
         neighbours = functional.embedding(hop.index, self.neighbour(table)) + places
@@ -150,14 +156,20 @@ class _Encoder(nn.Module):
             there = there & (torch.rand(there.shape) >= self.dropped)
         logs = hop.weights.clamp(min=1e-9).log()[:, None] * self.trust[:, None]
         bias = functional.pad(torch.where(there[:, None], logs, _NONE), (1, 0))
+        attention = bias
         for number, layer in enumerate(self.layers, 1):
-            tokens = layer(tokens, bias, rows=1 if number == len(self.layers) else tokens.shape[1])
-        row: Tensor = self.norm(tokens[:, 0])
-        return row
+            tokens, attention = layer(tokens, bias, rows=1 if number == len(self.layers) else tokens.shape[1])
+        paid = attention[:, :, 0, 1:] * there[:, None]
+        paid = paid / paid.sum(dim=2, keepdim=True).clamp(min=1e-9)
+        pooled = (
+            functional.embedding_bag(hop.index, table, per_sample_weights=by_head.contiguous(), mode="sum")
+            for by_head in paid.unbind(dim=1)
+        )
+        return [self.norm(tokens[:, 0]), *pooled]
 
 
 class _Layer(nn.Module):
-    """A pre-norm encoder layer that computes only its first rows."""
+    """A pre-norm encoder layer that computes only its first rows, and what attention they pay: [N, H, rows, K + 1]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -165,14 +177,13 @@ class _Layer(nn.Module):
         self.query, self.keys_values, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, tokens: Tensor, bias: Tensor, rows: int) -> Tensor:
+    def forward(self, tokens: Tensor, bias: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         normed = self.norms[0](tokens)
         keys, values = self.keys_values(normed).chunk(2, dim=-1)
         query, keys, values = (
             part.unflatten(-1, (len(_TRUST), -1)).transpose(1, 2)
             for part in (self.query(normed[:, :rows]), keys, values)
         )
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias[:, :, None])
-        found = tokens[:, :rows] + self.out(attended.transpose(1, 2).flatten(2))
-        result: Tensor = found + self.feed_forward(self.norms[1](found))
-        return result
+        attention = (query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5 + bias[:, :, None]).softmax(dim=3)
+        found = tokens[:, :rows] + self.out((attention @ values).transpose(1, 2).flatten(2))
+        return found + self.feed_forward(self.norms[1](found)), attention

@@ -18,6 +18,7 @@ from ranker.embedding.retrieval import (
     by_vectors,
     questions,
     ranked,
+    ranked_by_best_interest,
     recall_difference,
     retrieval,
 )
@@ -105,6 +106,20 @@ def test_interests_ask_with_each_of_their_medoids_and_not_with_their_mean():
     one = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5, clusters_max=1)))
     assert one.ranks.tolist() == [0, 2, NOWHERE]
     assert by_interests(asked, held, InterestSettings()).findable.tolist() == [True] * 5 + [False]
+
+
+def test_an_oracle_takes_the_cluster_that_finds_a_pin_first():
+    held = vectors({10: [1, 0], 11: [0, 1], 12: [1, 1], 13: [1, 0.1], 14: [-0.1, 1], 15: [0, 0], 16: [0.2, 1]})
+    known, right = EdgeList([(1, 10), (1, 11), (2, 15)]), EdgeList([(1, 13), (1, 14), (1, 16), (2, 10)])
+    asked = questions(known, right, [held])
+    # 10 answers 13, 12, 16, 14, and 11 answers 14, 16, 12, 13.
+    two = ranked_by_best_interest(asked, held, InterestSettings(distance=0.5))
+    assert two.ranks.tolist() == [0, 0, 1, NOWHERE]
+    one = ranked_by_best_interest(asked, held, InterestSettings(distance=0.5, clusters_max=1))
+    assert one.ranks.tolist() == [0, 3, 2, NOWHERE]
+    merged = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5)))
+    assert merged.ranks.tolist() == [0, 1, 2, NOWHERE]
+    assert two.shown.tolist() == [False, False, True, True, True, False, True]
 
 
 def test_popularity_answers_alike_for_everybody():

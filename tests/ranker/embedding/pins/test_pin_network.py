@@ -70,7 +70,27 @@ def test_a_layer_that_computes_its_first_rows_computes_them_as_one_that_computes
     layer = _Layer(8).eval()
     tokens, bias = torch.randn(3, 5, 8), torch.randn(3, 4, 5)
     with torch.no_grad():
-        assert torch.allclose(layer(tokens, bias, rows=1), layer(tokens, bias, rows=5)[:, :1], atol=1e-6)
+        (first, paid), (every, paid_by_all) = layer(tokens, bias, rows=1), layer(tokens, bias, rows=5)
+        assert torch.allclose(first, every[:, :1], atol=1e-6)
+        assert torch.allclose(paid, paid_by_all[:, :, :1], atol=1e-6)
+        assert torch.allclose(paid.sum(dim=3), torch.ones(3, 4, 1))
+
+
+def test_attention_that_only_trusts_the_walks_pools_as_they_weigh():
+    rng = np.random.default_rng(0)
+    own, table = (torch.from_numpy(rng.standard_normal((n, 5)).astype(np.float32)) for n in (6, 10))
+    (hop,) = hops("transformer", rng)
+    encoder = network("transformer").encoder
+    with torch.no_grad():
+        for part in encoder.layers[-1].query.parameters():
+            part.zero_()
+        encoder.trust.fill_(1.0)
+        row, *pooled = encoder(own, table, hop)
+    assert row.shape == (6, 8)
+    assert len(pooled) == 4
+    assert not pooled[0][2].any()
+    for one in pooled:
+        assert torch.allclose(one, _mean(table, hop), atol=1e-5)
 
 
 def test_vectors_that_cannot_be_divided_among_heads_are_refused():
