@@ -1,9 +1,9 @@
 """Measure what the vector of a network of users (PinnerFormer) adds to a ranker of early fusion, and what it costs.
 
-Both rankers have the same recipe, data, requests and candidates; one also reads the vector. The network learns from the
-events before the ranker's training. Vectors are as of the start of the slice of time that a request is in, as in a
-batch: the slices of MovieLens-1M's test are hours to days. One server serves both rankers from one feature store, and
-answers one request at a time, of either in turn.
+Both rankers have the same recipe, vectors of pins, data, requests and candidates; one also reads the vector. The
+network learns from the events before the ranker's training. Vectors are as of the start of the slice of time that a
+request is in, as in a batch: the slices of MovieLens-1M's test are hours to days. One server serves both rankers from
+one feature store, and answers one request at a time, of either in turn.
 
 MovieLens-1M is downloaded. The trained network and bundles stay in `data/user_lift/`, where a second run continues;
 delete that folder to start from scratch.
@@ -23,11 +23,13 @@ from bench.harness import Claim, Conclusion, Raw
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import Bundle, read_bundle
 from ranker.data.actions import ActionLog, action_log
+from ranker.data.embeddings import svd_embeddings
 from ranker.data.requests import Split, producer_until_ms
 from ranker.embedding.users.encoder import ModelEncoder
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import train_users
 from ranker.embedding.users.network_file import read_network, write_network
+from ranker.embedding.vector_file import SavedVectors, VectorsOrigin
 from ranker.evaluation.bootstrap import RESAMPLES
 from ranker.evaluation.evaluate import evaluate
 from ranker.training.examples import Sampling
@@ -63,14 +65,15 @@ def measure(
         folder = Path(temporary) / course.name if quick else keep / course.name
         dataset = read_dataset(course.name, data)
         log = action_log(dataset)
-        encoder = ModelEncoder(read_network(_network(log, folder, quick=quick)))
+        vectors = _pins(log, course)
+        encoder = ModelEncoder(read_network(_network(log, vectors, folder, quick=quick)))
         folders: dict[str, Path] = {}
         for seed in seeds:
             own = {name: folder / f"{name}-{seed}" for name in (WITHOUT, WITH)}
             for number, (name, path) in enumerate(own.items(), start=1):
                 if not path.is_dir():
                     users = encoder if name == WITH else None
-                    train_subject(course, Subject("early"), dataset, plan, seed, number, path, users=users)
+                    train_subject(course, Subject("early"), dataset, plan, seed, number, path, vectors, users=users)
             bundles = {name: read_bundle(path) for name, path in own.items()}
             raw["heads"][str(seed)] = _found(bundles, log, encoder, plan, quick=quick)
             folders = folders or own
@@ -79,13 +82,20 @@ def measure(
         yield raw
 
 
-def _network(log: ActionLog, folder: Path, *, quick: bool) -> Path:
+def _pins(log: ActionLog, course: Course) -> SavedVectors:
+    """Return the vectors of pins that both rankers and the network read."""
+    until_ms = producer_until_ms(log, Split())
+    vectors = svd_embeddings(log, until_ms, SEEDS[0], course.model)
+    return SavedVectors(vectors, VectorsOrigin(space=vectors.space, until_ms=until_ms))
+
+
+def _network(log: ActionLog, vectors: SavedVectors, folder: Path, *, quick: bool) -> Path:
     """Return the file of the network, which is trained if it is not there."""
     path = folder / "network.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         settings = FIT.model_copy(update={"epochs": 1, "dim": 8}) if quick else FIT
-        write_network(path, train_users(log, None, producer_until_ms(log, Split()), settings, "bench"))
+        write_network(path, train_users(log, vectors.embeddings, producer_until_ms(log, Split()), settings, "bench"))
     return path
 
 
