@@ -101,10 +101,14 @@ def test_losses_of_networks_of_users_are_compared_on_the_last_fifth_of_each_user
     (tmp_path / "taobao.txt").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path))
     courses = tuple(replace(user_vectors.COURSES[0], name=name) for name in ("toy", user_vectors.TAOBAO))
-    raw = whole(user_vectors.measure(quick=True, courses=courses, data=tmp_path))
+    raw = whole(user_vectors.measure(quick=True, courses=courses, aged=courses[0], data=tmp_path))
     for course in raw["courses"].values():
         assert {"next", "all", "dense", "20 clusters of them, the SVD", "popularity"} < course["asked"].keys()
-    assert [claim.target for claim in user_vectors.conclude(raw).claims] == [10.0, 0.0, 10.0, 0.0]
+    concluded = user_vectors.conclude(raw)
+    assert [claim.target for claim in concluded.claims] == [10.0, 0.0, 10.0, 0.0]
+    assert list(raw["ages"]["by_age"]) == ["0", "1", "2", "4", "7"]
+    assert raw["ages"]["by_age"]["0"]["over"]["value"] == 0
+    assert "| 7 | " in concluded.table
     log = action_log(read_atomic(tmp_path / "toy"))
     known, held = user_vectors.divided(log)
     assert (len(known.user), len(held.user)) == (16 * 60, 4 * 60)
@@ -113,4 +117,4 @@ def test_losses_of_networks_of_users_are_compared_on_the_last_fifth_of_each_user
         assert own[0].max() < own[1].min()
     monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path / "none"))
     with pytest.raises(BenchmarkError, match="name its folder in TAOBAO_SEQUENCES_DATA"):
-        whole(user_vectors.measure(quick=True, courses=courses[1:], data=tmp_path))
+        whole(user_vectors.measure(quick=True, courses=courses[1:], aged=courses[0], data=tmp_path))
