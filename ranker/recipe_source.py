@@ -10,7 +10,7 @@ from ranker.data.embeddings import PinEmbeddings, svd_embeddings
 from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.data.users.rows import UserEncoder
-from ranker.embedding.users.encoder import encoders_in
+from ranker.embedding.users.carried import encoders_in
 from ranker.embedding.vector_file import GivenVectors
 from ranker.errors import SettingError
 from ranker.progress import Reporter

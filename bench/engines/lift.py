@@ -41,7 +41,7 @@ from ranker.data.features import Groups, fill_store
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
 from ranker.data.users.rows import UserEncoder
-from ranker.embedding.users.encoder import encoders_in
+from ranker.embedding.users.carried import encoders_in
 from ranker.embedding.vector_file import GivenVectors
 from ranker.evaluation.evaluate import evaluate
 from ranker.recipe import make_bundle

@@ -29,6 +29,7 @@ from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.movielens import LICENCE, obtain
 from ranker.data.schema import RATINGS, ActionSchema
+from ranker.embedding.users.carried import encoders_in
 from server.cli.console import console as open_console
 
 HERE = Path(__file__).parent
@@ -183,7 +184,8 @@ async def _fill(path: Path, log: ActionLog, home: Home, progress: Callable[[str,
     store = EmbeddedStore(path)
     await store.start()
     embeddings = embeddings_of(home.bundle)
-    await fill_store(store, log, embeddings, Groups.served_by(home.bundle.manifest), progress)
+    groups = Groups.served_by(home.bundle.manifest, encoders_in([home.bundle]))
+    await fill_store(store, log, embeddings, groups, progress)
     await store.close()
 
 

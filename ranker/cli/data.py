@@ -192,7 +192,7 @@ def fill(
         from ranker.data.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.data.features import Groups, fill_store  # noqa: PLC0415
         from ranker.data.problems import refuse_future  # noqa: PLC0415
-        from ranker.embedding.users.encoder import encoders_in  # noqa: PLC0415
+        from ranker.embedding.users.carried import encoders_in  # noqa: PLC0415
 
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))

@@ -128,7 +128,7 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles)
     """
     with explained():
         from ranker.data.actions import action_log  # noqa: PLC0415
-        from ranker.embedding.users.encoder import encoders_in  # noqa: PLC0415
+        from ranker.embedding.users.carried import encoders_in  # noqa: PLC0415
         from ranker.evaluation.evaluate import evaluate as evaluate_bundles  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
 

@@ -70,7 +70,7 @@ class RequestOptions(OptionGroup):
     def _scored(self, bundle: Bundle, seed: int, reporter: ConsoleReporter) -> TuningData:
         from kernels.engines import engine_factory  # noqa: PLC0415
         from ranker.data.actions import action_log  # noqa: PLC0415
-        from ranker.embedding.users.encoder import encoders_in  # noqa: PLC0415
+        from ranker.embedding.users.carried import encoders_in  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
         from ranker.tuning.inputs import dataset_requests  # noqa: PLC0415
 

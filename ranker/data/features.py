@@ -233,7 +233,7 @@ async def fill_store(
         store: a started store.
         log: the whole history.
         vectors: of pins, in the space of `groups`.
-        groups: groups to write; those of a bundle are `Groups.served_by(manifest)`.
+        groups: groups to write; those of a bundle are `Groups.served_by`, with the networks of users that it carries.
         progress: called after each kind with its name and count.
         before_ms: only events strictly before this Unix time in milliseconds are read; None reads all.
         replace: whether values of other descriptions under the same names and versions may be replaced.

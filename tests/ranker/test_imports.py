@@ -13,7 +13,7 @@ import pytest
     [
         "ranker.cli.commands", "ranker.network.variants", "ranker.data.movielens", "ranker.data.atomic.recbole",
         "ranker.data.features", "ranker.training.examples", "ranker.baselines.score",
-        "ranker.evaluation.evaluate", "ranker.evaluation.tables",
+        "ranker.evaluation.evaluate", "ranker.evaluation.tables", "ranker.embedding.users.carried",
         "ranker.counterfactual.evaluate", "ranker.counterfactual.tables", "ranker.counterfactual.chosen_policy",
     ],
 )  # fmt: skip

@@ -27,7 +27,8 @@ from ranker.data.embeddings import embeddings_of, svd_embeddings
 from ranker.data.features import Groups, fill_store
 from ranker.data.requests import part_slices, producer_until_ms
 from ranker.data.users.rows import USER_VECTOR, VECTOR_GROUP
-from ranker.embedding.users.encoder import ModelEncoder, encoders_in
+from ranker.embedding.users.carried import encoders_in
+from ranker.embedding.users.encoder import ModelEncoder
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import train_users
 from ranker.embedding.users.network_file import write_network

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from feature_client.groups import EmbeddingSpace
-from model_store.bundle.files import USERS, Bundle, BundleError
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.embedding.users.model import UserModel
-from ranker.embedding.users.network_file import decode_network, encode_network
+from ranker.embedding.users.network_file import encode_network
 from ranker.embedding.users.user_vectors import user_vectors_at
 from ranker.embedding.vector_file import refuse_vectors_after
 from ranker.errors import DatasetError
@@ -47,16 +45,3 @@ class ModelEncoder:
         own = self.model.pin_space
         given = None if own is None else PinEmbeddings(log.pin_ids, pins, own)
         return user_vectors_at(self.model, log, given, users, np.full(len(users), before_ms))
-
-
-def encoders_in(bundles: Iterable[Bundle]) -> list[ModelEncoder]:
-    """Return the networks of users that bundles carry. Raises BundleError if one cannot be read."""
-    found = []
-    for bundle in bundles:
-        if USERS not in bundle.files:
-            continue
-        try:
-            found.append(ModelEncoder(decode_network(bundle.files[USERS])))
-        except ValueError as error:
-            raise BundleError(f"{bundle.manifest.ref}: {USERS}: {error}") from error
-    return found
