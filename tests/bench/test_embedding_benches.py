@@ -36,7 +36,7 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
 def test_a_ranker_with_vectors_of_users_is_compared_with_one_without(tmp_path: Path) -> None:
     write_atomic(tmp_path / "toy", per_user=20)
     raw = whole(user_lift.measure(quick=True, course=TOY, data=tmp_path))
-    (heads,) = raw["heads"].values()
+    (heads,) = raw["heads"]["early"].values()
     assert {"without", "with"} < heads["save"].keys()
     assert {name: len(spent) for name, spent in raw["latency_ms"].items()} == {"without": 2, "with": 2}
     concluded = user_lift.conclude(raw)
