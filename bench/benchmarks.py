@@ -62,6 +62,7 @@ BENCHMARKS = {
         Benchmark("interests", "embeddings", ("ranker/data/users/interests.py",)),
         # It trains for half an hour.
         Benchmark("user_lift", "embeddings", ("ranker",), on_request=True),
+        Benchmark("user_ages", "embeddings", ("ranker/embedding",), on_request=True),
         Benchmark("user_vectors", "embeddings", ("ranker/embedding",), on_request=True),
         Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
         # It needs data that may not be passed on.

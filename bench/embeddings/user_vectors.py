@@ -9,12 +9,9 @@ vectors of an SVD of these, and are the same but for their loss.
 The 20 clusters answer with their own lists: for every held-out pin, an oracle chooses the cluster that finds it first.
 So their recall@100 counts up to 2,000 answers, and that of one vector 100.
 
-How old a vector may be is measured on KuaiRand: a network that has learned from the first eight days makes the vectors
-of users who like something on a later day, as of the beginning of that day and earlier.
-
 MovieLens-1M is downloaded. Taobao's sequences (47,703 users; the order of clicks, and no times) may not be passed on:
 put taobao.txt, a line a user, into data/taobao-sequences, or name its folder in the environment variable
-TAOBAO_SEQUENCES_DATA. Create KuaiRand with `pinrank data kuairand SOURCE --out data/kuairand`.
+TAOBAO_SEQUENCES_DATA.
 """
 
 from __future__ import annotations
@@ -49,8 +46,7 @@ from ranker.embedding.retrieval import (
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import train_users
 from ranker.embedding.users.sequences import ordered_log
-from ranker.embedding.users.user_vectors import daily_vectors, user_vectors_at, vectors_of_pins
-from ranker.embedding.vector_file import UserVectors, VectorsOrigin
+from ranker.embedding.users.user_vectors import daily_vectors, vectors_of_pins
 from ranker.evaluation.bootstrap import Estimate
 
 SEED, KNOWN, CUTOFFS = 7, 0.8, (10, 100)
@@ -68,12 +64,9 @@ class Course:
 
 
 COURSES = (
-    Course(movielens.NAME, FitSettings(seed=SEED, epochs=10, horizon_days=1.0), 3_000),
-    Course(TAOBAO, FitSettings(seed=SEED, epochs=4, horizon_actions=8), 5_000),
+    Course(movielens.NAME, FitSettings(seed=SEED, epochs=10, horizon_days=0.01, positives=16), 3_000),
+    Course(TAOBAO, FitSettings(seed=SEED, epochs=3, horizon_actions=4), 5_000),
 )
-#: Of the days after those that the network learns from.
-AGED = Course("kuairand", FitSettings(seed=SEED, epochs=10, horizon_days=1.0), 3_000)
-LEARNED_DAYS, AGES_DAYS, _DAY_MS = 8, (0, 1, 2, 4, 7), 86_400_000
 CAVEATS = (
     "what a ranker gains from the vectors (`user_lift`), or other horizons",
     "one training of each loss; the intervals are over users",
@@ -81,9 +74,7 @@ CAVEATS = (
 )
 
 
-def measure(
-    *, quick: bool = False, courses: tuple[Course, ...] = COURSES, aged: Course = AGED, data: Path = DATA
-) -> Iterator[Raw]:
+def measure(*, quick: bool = False, courses: tuple[Course, ...] = COURSES, data: Path = DATA) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if the data is missing."""
     raw: Raw = {"courses": {}, "seed": SEED}
     for course in courses:
@@ -91,8 +82,6 @@ def measure(
         for found in _measured(course, _log(course.name, data), quick=quick):
             raw["courses"][course.name] = found
             yield raw
-    raw["ages"] = _ages(action_log(read_dataset(aged.name, data)), aged.settings, quick=quick)
-    yield raw
 
 
 def _log(name: str, data: Path) -> ActionLog:
@@ -141,55 +130,6 @@ def _measured(course: Course, log: ActionLog, *, quick: bool) -> Iterator[dict[s
     yield found
 
 
-def _ages(log: ActionLog, settings: FitSettings, *, quick: bool) -> dict[str, Any]:
-    """Return the recall of vectors by their age, and how it changes from those that are as new as can be."""
-    day_ms = int(np.ptp(log.time_ms)) // 16 if quick else _DAY_MS
-    settings = settings.model_copy(update={"epochs": 1, "dim": 8, "length_max": 16} if quick else {})
-    first_ms = int(log.time_ms[0])
-    until_ms = first_ms + LEARNED_DAYS * day_ms
-    given = svd_embeddings(log, until_ms, SEED, "bench")
-    model = train_users(log, given, until_ms, settings, "bench")
-    pins = vectors_of_pins(model, log.pin_ids, given)
-    # A user asks anew on each day, as a context of its own.
-    liked = np.flatnonzero((log.time_ms >= until_ms) & (log.schema.affinities[log.action] > 0))
-    days = (log.time_ms[liked] - first_ms) // day_ms
-    asking, context = np.unique(log.user[liked] * 10_000 + days, return_inverse=True)
-    users, begun_ms = asking // 10_000, first_ms + asking % 10_000 * day_ms
-    held = ArrayEdges(context.astype(np.uint64), log.pin_ids[log.pin[liked]])
-    numbers, known_contexts, known_pins = np.arange(len(asking)), [], []
-    for number in numbers:
-        own = log.by_user[log.user_splits[users[number]] : log.user_splits[users[number] + 1]]
-        own = own[log.time_ms[own] < begun_ms[number]]
-        known_contexts.append(np.full(len(own), number, np.uint64))
-        known_pins.append(log.pin_ids[log.pin[own]])
-    known = ArrayEdges(np.concatenate(known_contexts), np.concatenate(known_pins))
-    asked = questions(known, held, [pins])
-    origin = VectorsOrigin(space=model.space, until_ms=None, entity="user")
-    ranks: dict[int, Ranks] = {}
-    found: dict[str, Any] = {"asked": asked.contexts, "users": len(np.unique(users)), "by_age": {}}
-    for age in AGES_DAYS:
-        at_ms = begun_ms - age * day_ms
-        made = UserVectors(numbers.astype(np.uint64), user_vectors_at(model, log, given, users, at_ms), origin)
-        scorer = by_users(asked, made, pins)
-        ranks[age] = ranked(asked, scorer)
-        over = recall_difference(asked, ranks[age], ranks[0], CUTOFFS[1], SEED)
-        recall = retrieval(asked, ranks[age], scorer, SEED).recall[CUTOFFS[1]]
-        found["by_age"][str(age)] = {"recall": _estimate(recall), "over": _estimate(over)}
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayEdges:
-    """Edges in memory."""
-
-    contexts: np.ndarray
-    pins: np.ndarray
-    until_ms: int | None = None
-
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        yield self.contexts, self.pins
-
-
 def divided(log: ActionLog) -> tuple[ActionLog, ActionLog]:
     """Return the first actions of every user, and the rest."""
     place = np.empty(len(log.user), np.int64)
@@ -236,12 +176,6 @@ def conclude(raw: Raw) -> Conclusion:
                 Claim(f"{name}: recall@10 of dense over next", 100 * more["value"], 10.0, "%", "at_least"),
                 Claim(f"{name}: recall@100 of one vector over 20 clusters", 100 * most["value"], 0.0, "%", "at_least"),
             ]
-    if "ages" in raw:
-        lines += ["", "| age of the vectors, days | recall@100 | over new ones |", "|---|---|---|"]
-        for age, one in raw["ages"]["by_age"].items():
-            over = "".join(f"{100 * one['over'][end]:+.0f}% " for end in ("value", "low", "high"))
-            lines.append(f"| {age} | {_shown(one['recall'])} | {over if age != '0' else ''} |")
-            summary[f"kuairand, vectors {age} days old: recall@100"] = one["recall"]["value"]
     lines += ["", *(f"- Not shown: {caveat}" for caveat in CAVEATS)]
     return Conclusion(summary, tuple(claims), "\n".join(lines) + "\n")
 

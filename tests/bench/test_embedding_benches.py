@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.embeddings import interests, pin_networks, pin_tasks, user_lift, user_vectors, vectors_lift
+from bench.embeddings import interests, pin_networks, pin_tasks, user_ages, user_lift, user_vectors, vectors_lift
 from bench.engines.lift import Course
 from bench.harness import BenchmarkError, run, whole
 from ranker.data.actions import action_log
@@ -101,14 +101,10 @@ def test_losses_of_networks_of_users_are_compared_on_the_last_fifth_of_each_user
     (tmp_path / "taobao.txt").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path))
     courses = tuple(replace(user_vectors.COURSES[0], name=name) for name in ("toy", user_vectors.TAOBAO))
-    raw = whole(user_vectors.measure(quick=True, courses=courses, aged=courses[0], data=tmp_path))
+    raw = whole(user_vectors.measure(quick=True, courses=courses, data=tmp_path))
     for course in raw["courses"].values():
         assert {"next", "all", "dense", "20 clusters of them, the SVD", "popularity"} < course["asked"].keys()
-    concluded = user_vectors.conclude(raw)
-    assert [claim.target for claim in concluded.claims] == [10.0, 0.0, 10.0, 0.0]
-    assert list(raw["ages"]["by_age"]) == ["0", "1", "2", "4", "7"]
-    assert raw["ages"]["by_age"]["0"]["over"]["value"] == 0
-    assert "| 7 | " in concluded.table
+    assert [claim.target for claim in user_vectors.conclude(raw).claims] == [10.0, 0.0, 10.0, 0.0]
     log = action_log(read_atomic(tmp_path / "toy"))
     known, held = user_vectors.divided(log)
     assert (len(known.user), len(held.user)) == (16 * 60, 4 * 60)
@@ -117,4 +113,20 @@ def test_losses_of_networks_of_users_are_compared_on_the_last_fifth_of_each_user
         assert own[0].max() < own[1].min()
     monkeypatch.setenv("TAOBAO_SEQUENCES_DATA", str(tmp_path / "none"))
     with pytest.raises(BenchmarkError, match="name its folder in TAOBAO_SEQUENCES_DATA"):
-        whole(user_vectors.measure(quick=True, courses=courses[1:], aged=courses[0], data=tmp_path))
+        whole(user_vectors.measure(quick=True, courses=courses[1:], data=tmp_path))
+
+
+def test_vectors_of_several_ages_are_asked_for_what_a_user_likes_on_a_day(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "toy", per_user=20)
+    log = action_log(read_atomic(tmp_path / "toy"))
+    until_ms = int(log.time_ms[len(log.time_ms) // 2])
+    days = user_ages.days_after(log, until_ms, 3_600_000)
+    liked = log.schema.affinities[log.action] > 0
+    user, begun_ms = int(days.users[0]), int(days.begun_ms[0])
+    own = (log.user == user) & (log.time_ms >= begun_ms) & (log.time_ms < begun_ms + 3_600_000) & liked
+    assert sorted(days.held.pins[days.held.contexts == 0].tolist()) == sorted(log.pin_ids[log.pin[own]].tolist())
+    before = (log.user == user) & (log.time_ms < begun_ms)
+    assert sorted(days.known.pins[days.known.contexts == 0].tolist()) == sorted(log.pin_ids[log.pin[before]].tolist())
+    raw = whole(user_ages.measure(quick=True, data=tmp_path, name="toy"))
+    assert list(raw["over"]) == ["0", "1", "2", "4", "7"]
+    assert "| 7 | " in user_ages.conclude(raw).table
