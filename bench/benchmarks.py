@@ -60,14 +60,13 @@ BENCHMARKS = {
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("walks", "embeddings", ("ranker/embedding/graph",)),
         Benchmark("interests", "embeddings", ("ranker/data/users/interests.py",)),
-        # It trains for half an hour.
+        # They train for half an hour or more.
         Benchmark("user_lift", "embeddings", ("ranker",), on_request=True),
+        Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
+        # They need data that must be converted first, or may not be passed on.
         Benchmark("user_ages", "embeddings", ("ranker/embedding",), on_request=True),
         Benchmark("user_vectors", "embeddings", ("ranker/embedding",), on_request=True),
-        Benchmark("vectors_lift", "embeddings", ("ranker",), on_request=True),
-        # It needs data that may not be passed on.
         Benchmark("pin_networks", "embeddings", ("ranker/embedding",), on_request=True),
-        # It needs data that must be converted first.
         Benchmark("pin_tasks", "embeddings", ("ranker/embedding",), on_request=True),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
         Benchmark("join", "impressions", ("impressions",)),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from feature_client.groups import EmbeddingSpace
+from model_store.bundle.files import USERS
 from model_store.bundle.manifest import Manifest
 from model_store.bundle.tensor_sources import RECENCY_NAMES, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
@@ -172,6 +173,11 @@ def target_of(
         raise SettingError(
             f"{parent.bundle.manifest.ref} reads {sizes.interests} interests, and its successor reads as many; leave "
             "out --interests, or train a first version without --parent"
+        )
+    if parent and sizes.user_vector != dim:
+        raise SettingError(
+            f"{parent.bundle.manifest.ref} reads vectors of users of {sizes.user_vector} numbers, and the network that "
+            f"makes them is not in its bundle; publish it with its {USERS}, or train a first version without --parent"
         )
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)

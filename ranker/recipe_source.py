@@ -90,7 +90,8 @@ class Given:
         """Check what is given against the parent, whose own makes the users' vectors.
 
         Raises:
-            SettingError: vectors are of another space than those of the parent.
+            SettingError: vectors are of another space than those of the parent, or those of users of another network.
+            BundleError: the parent's network of users cannot be read.
         """
         if parent is None:
             return Given(None, pins, users)
@@ -101,8 +102,8 @@ class Given:
                 "rotate them with `pinrank embed align`, or train without --parent"
             )
         own = next(iter(encoders_in([parent.bundle])), None)
-        if users is not None and (own is None or users.space != own.space):
-            reads = "no vectors of users" if own is None else f"vectors of users in {own.space.ref}"
+        if users is not None and (own is None or users.content != own.content):
+            reads = "no vectors of users" if own is None else f"vectors of users by its own network, {own.space.ref}"
             raise SettingError(
                 f"{ref} reads {reads}, and its successor reads the same; leave out --user-vectors, or train a first "
                 "version without --parent"

@@ -152,19 +152,21 @@ def conclude(raw: Raw) -> Conclusion:
     lines = ["| ranker, seed | head | HIT@3 without | with | lift, 95% interval over users |", "|---|---|---|---|---|"]
     for what, seed, heads in ((what, *one) for what, of_case in raw["heads"].items() for one in of_case.items()):
         for head, one in heads.items():
-            lift = one["lift_percent"]
-            if lift["value"] is None:
+            lift = one.get("lift_percent")
+            if lift is None or lift["value"] is None:
                 continue
             shown = f"{lift['value']:+.1f}% [{lift['low']:+.1f}, {lift['high']:+.1f}]"
             lines.append(f"| {what}, {seed} | {head} | {one[WITHOUT]:.4f} | {one[WITH]:.4f} | {shown} |")
             summary[f"{what}, seed {seed}, {head}: lift of HIT@3, percent"] = lift["value"]
-    lifts = [heads[save]["lift_percent"] for heads in raw["heads"]["early"].values()]
-    claims = [
-        Claim(f"{save}: lift of HIT@3, mean of the seeds", float(np.mean([one["value"] for one in lifts])),
-              LIFT_PERCENT_MIN, "%", "at_least"),
-        Claim(f"{save}: lift of HIT@3, lowest end of an interval", min(one["low"] for one in lifts), 0.0, "%",
-              "at_least"),
-    ]  # fmt: skip
+    found = [heads[save].get("lift_percent", {}) for heads in raw["heads"]["early"].values()]
+    lifts = [one for one in found if one.get("value") is not None]
+    claims: list[Claim] = []
+    if lifts:
+        mean, low = float(np.mean([one["value"] for one in lifts])), min(one["low"] for one in lifts)
+        claims = [
+            Claim(f"{save}: lift of HIT@3, mean of the seeds", mean, LIFT_PERCENT_MIN, "%", "at_least"),
+            Claim(f"{save}: lift of HIT@3, lowest end of an interval", low, 0.0, "%", "at_least"),
+        ]
     if raw["latency_ms"]:
         medians = {name: float(np.median(raw["latency_ms"][name])) for name in (WITHOUT, WITH)}
         added_ms = medians[WITH] - medians[WITHOUT]

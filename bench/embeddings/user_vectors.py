@@ -2,9 +2,9 @@
 
 `next`: each action predicts the next one. `all`: one of each sequence predicts all later ones. `dense`: each does.
 
-A user asks with the first four fifths of the pins that the data says the user acted on, in order, and should find the
-liked ones among the rest, among all pins. The networks learn from the first four fifths, too, are given the same
-vectors of an SVD of these, and are the same but for their loss.
+A user asks with the first four fifths of the own actions, and should find the liked pins of the rest, among all pins
+but those that the user has liked before. The networks learn from the first four fifths, too, are given the same vectors
+of an SVD of these, and are the same but for their loss.
 
 The 20 clusters answer with their own lists: for every held-out pin, an oracle chooses the cluster that finds it first.
 So their recall@100 counts up to 2,000 answers, and that of one vector 100.
@@ -113,7 +113,7 @@ def _measured(course: Course, log: ActionLog, *, quick: bool) -> Iterator[dict[s
         ranks[loss] = ranked(asked, scorer)
         found["asked"][loss] = _recalls(asked, ranks[loss], scorer)
         yield found
-    clusters = InterestSettings(clusters_max=20, pins_max=settings.length_max)
+    clusters = InterestSettings(clusters_max=20, pins_max=len(log.pin_ids))  # none of a user's is left out
     for what, vectors in {"the SVD": given, "dense": pins}.items():
         scorer = by_vectors(asked, vectors)
         for name, answers in {

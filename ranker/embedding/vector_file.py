@@ -53,7 +53,7 @@ class VectorsOrigin(Frozen):
 
     def refuse_after(self, until_ms: int) -> None:
         """Raise DatasetError unless they are known to be made of events before a time: a test would see the future."""
-        refuse_vectors_after(self.until_ms, until_ms)
+        refuse_after(f"vectors of {self.entity}s", self.until_ms, until_ms)
 
 
 class GivenVectors(PinVectors, Protocol):
@@ -68,15 +68,22 @@ class GivenVectors(PinVectors, Protocol):
         ...
 
 
-def refuse_vectors_after(own_ms: int | None, until_ms: int) -> None:
-    """Raise DatasetError unless vectors that know events before `own_ms` know only events before `until_ms`."""
+def refuse_after(what: str, own_ms: int | None, until_ms: int) -> None:
+    """Raise DatasetError unless what knows events before `own_ms` knows only events before `until_ms`.
+
+    Args:
+        what: what it is, in the plural.
+        own_ms: Unix time in milliseconds; None if it is not known.
+        until_ms: Unix time in milliseconds.
+    """
     if own_ms is not None and own_ms <= until_ms:
         return
     made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
     date = date_of(until_ms)
     raise DatasetError(
-        f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
-        f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
+        f"the {what} {made}, and here they may know only events before {date}, so that nothing is measured on "
+        "what they have seen; make them of data with times, with `pinrank embed ... --before training`, or --before "
+        f"{date}"
     )
 
 

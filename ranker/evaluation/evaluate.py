@@ -89,7 +89,7 @@ def evaluate(
             history.
         against: how to fit the baselines to compare every bundle with; None compares with popularity only.
         vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
-        encoders: networks of users, for the bundles that read vectors of their spaces.
+        encoders: the networks of users that bundles carry.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kernels.engine import EngineFactory, FeatureBatch
-from model_store.bundle.files import EMBEDDINGS, UTILITY, Bundle, BundleError
+from model_store.bundle.files import EMBEDDINGS, USERS, UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Head, Manifest
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
@@ -118,7 +118,7 @@ def score_test(
         baselines: how to fit the baselines, which read the vectors of the first family of bundles; None leaves them
             out.
         vectors: of pins, for the bundles that read their space, instead of those that a bundle carries.
-        encoders: networks of users, for the bundles that read vectors of their spaces.
+        encoders: the networks of users that bundles carry.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -197,7 +197,7 @@ def _reads_all_of(one: Bundle, other: Bundle) -> bool:
         and ours.surfaces == theirs.surfaces
         and set(theirs.inputs) <= set(ours.inputs)
         and (theirs.sequence is None or _sequence(one) == _sequence(other))
-        and one.files.get(EMBEDDINGS) == other.files.get(EMBEDDINGS)
+        and all(one.files.get(name) == other.files.get(name) for name in (EMBEDDINGS, USERS))
     )
 
 
@@ -284,9 +284,9 @@ class _Source:
     def _builder(self, sampling: Sampling, seed: int) -> ExampleBuilder | ShownExampleBuilder:
         own = embeddings_of(self.bundle)
         vectors = next((given for given in self.vectors if given.space == own.space), own)
-        return example_builder(
-            self.log, self.shown, vectors, self.manifest(), self.split, sampling, seed, self.encoders
-        )
+        # Spaces are known by what networks were trained on, and other machines train other weights on the same.
+        encoders = [encoder for encoder in self.encoders if encoder.content == self.bundle.files.get(USERS)]
+        return example_builder(self.log, self.shown, vectors, self.manifest(), self.split, sampling, seed, encoders)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,6 @@ def test_users_are_clustered_and_asked_for(tmp_path: Path) -> None:
         *("the mean", "1 clusters", "5 clusters", "20 clusters"),
         *("5 clusters, a list each", "20 clusters, a list each"),
     }
-    lists = [raw["recall"][f"{count} clusters, a list each"]["value"] for count in (5, 20)]
-    assert raw["recall"]["5 clusters"]["value"] <= lists[0] <= lists[1]
     first, second = interests.conclude(raw).claims
     assert (first.target, second.target) == (500.0, 0.0)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 import pytest
+import torch
 from pydantic import SecretStr
 
 from feature_client.stores.lmdb_store import EmbeddedStore
 from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engines import engine_factory
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.files import PARAMETERS, USERS, Bundle, BundleError, copy_out
@@ -23,17 +25,19 @@ from pinrank.v1 import ranking_pb2
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.identifiers import token_id
 from ranker.data.atomic.recbole import AtomicDataset, read_atomic
-from ranker.data.embeddings import embeddings_of, svd_embeddings
-from ranker.data.features import Groups, fill_store
+from ranker.data.embeddings import PinEmbeddings, embeddings_of, svd_embeddings
+from ranker.data.features import Groups, fill_store, pin_rows
+from ranker.data.folding import folded_vectors
 from ranker.data.requests import part_slices, producer_until_ms
-from ranker.data.users.rows import USER_VECTOR, VECTOR_GROUP
+from ranker.data.users.rows import USER_VECTOR, VECTOR_GROUP, VectorRows, vector_group
 from ranker.embedding.users.carried import encoders_in
 from ranker.embedding.users.encoder import ModelEncoder
 from ranker.embedding.users.fit import FitSettings
 from ranker.embedding.users.model import train_users
-from ranker.embedding.users.network_file import write_network
+from ranker.embedding.users.network_file import decode_network, encode_network, write_network
 from ranker.embedding.users.user_vectors import user_vectors_at
 from ranker.errors import DatasetError, SettingError
+from ranker.evaluation.evaluate import evaluate
 from ranker.recipe import make_bundle
 from ranker.training.examples import ExampleBuilder, Sampling
 from ranker.training.parent import Parent
@@ -127,6 +131,51 @@ def test_examples_hold_the_vector_as_of_the_start_of_their_slice(
     assert held.any(axis=1).sum() > len(held) / 2
 
 
+def test_a_store_holds_what_the_command_makes_of_folded_vectors(log: ActionLog) -> None:
+    until_ms, end_ms = producer_until_ms(log, SPLIT), int(log.time_ms[-1]) + 1
+    whole = svd_embeddings(log, until_ms, 11, "toy")
+    older = PinEmbeddings(whole.pin_ids[::2], whole.vectors[::2], whole.space)  # all others are newer than it
+    model = train_users(log, older, until_ms, FIT.model_copy(update={"table": False}), "toy")
+    group = Groups.of(whole.space, log.schema).pin
+    stored = pin_rows(log, group, older.as_of(log, end_ms), end_ms).rows["embedding"]
+    users = np.arange(len(log.user_ids))
+    rows = VectorRows(vector_group(model.space), ModelEncoder(model)).rows(log, stored, users, end_ms)
+    at_ms = np.full(len(users), end_ms)
+    folded, unfolded = (
+        user_vectors_at(model, log, vectors, users, at_ms) for vectors in (folded_vectors(log, older, end_ms), older)
+    )
+    assert np.array_equal(rows["vector"], folded)
+    assert not np.array_equal(rows["vector"], unfolded)
+
+
+def test_two_networks_of_one_space_are_not_taken_for_each_other(bundle: Bundle, log: ActionLog) -> None:
+    other = decode_network(bundle.files[USERS])
+    with torch.no_grad():
+        other.network.user_out.weight.neg_()
+    trained_elsewhere = replace(bundle, files={**bundle.files, USERS: encode_network(other)})
+    bundles = {"ours": bundle, "theirs": trained_elsewhere}
+
+    def measured(names: list[str]) -> dict[str, dict[str, float]]:
+        chosen = {name: bundles[name] for name in names}
+        encoders = encoders_in(chosen.values())
+        found = evaluate(
+            chosen,
+            log,
+            OpenVinoEngine,
+            RECIPE.sampling,
+            11,
+            SPLIT,
+            resamples=0,
+            baseline="popularity",
+            encoders=encoders,
+        )
+        return {name: found.flat(name) for name in names}
+
+    together = measured(["ours", "theirs"])
+    assert together == measured(["ours"]) | measured(["theirs"])
+    assert together["ours"] != together["theirs"]
+
+
 def test_without_the_network_no_example_is_made_up(bundle: Bundle, log: ActionLog) -> None:
     builder = ExampleBuilder(log, embeddings_of(bundle), bundle.manifest, SPLIT, Sampling(), seed=1)
     with pytest.raises(DatasetError, match="group user_vector@1 holds vectors of users, and the network that makes"):
@@ -138,7 +187,9 @@ def test_a_network_that_knows_the_training_or_reads_other_vectors_is_refused(
 ) -> None:
     until_ms = producer_until_ms(log, SPLIT)
     late = ModelEncoder(train_users(log, None, until_ms + 1, FIT, "toy"))
-    with pytest.raises(DatasetError, match="--before training"):
+    with pytest.raises(
+        DatasetError, match="the networks of users were made of events until 1970-01-01.*--before training"
+    ):
         make_bundle(tmp_path / "late", dataset, WITHOUT, Notes(), users=late)
     other = svd_embeddings(log, until_ms, RECIPE.training.seed + 1, RECIPE.dataset)
     foreign = ModelEncoder(train_users(log, other, until_ms, FIT, "toy"))
@@ -154,6 +205,15 @@ def test_a_successor_reads_what_its_parent_reads(tmp_path: Path, dataset: Atomic
     assert second.manifest.groups == bundle.manifest.groups
     assert second.manifest.inputs == bundle.manifest.inputs
     assert second.files[USERS] == bundle.files[USERS]
+
+
+def test_a_parent_that_has_lost_its_network_has_no_successor(
+    tmp_path: Path, dataset: AtomicDataset, bundle: Bundle
+) -> None:
+    lost = replace(bundle, files={name: held for name, held in bundle.files.items() if name != USERS})
+    parent = replace(Parent.of(lost), learned_until_ms=int(dataset.time_ms[0]))
+    with pytest.raises(SettingError, match=r"toy@3 reads vectors of users of 8 numbers, and the network .* users\.npz"):
+        make_bundle(tmp_path / "next", dataset, replace(WITHOUT, version=4), Notes(), parent=parent)
 
 
 def test_a_parent_without_the_vector_has_no_successor_with_it(

@@ -175,8 +175,8 @@ class VectorRows:
         """Do what `UserRows.rows` says. Raises DatasetError without a network."""
         if self.encoder is None:
             raise DatasetError(
-                f"group {self.group.ref} holds vectors of users, and the network that makes them is not at hand; load "
-                "them with `pinrank features load`, or train the ranker again with --user-vectors"
+                f"group {self.group.ref} holds vectors of users, and the network that makes them is not in the bundle; "
+                "publish it with its users.npz, or train the ranker again with --user-vectors"
             )
         rows = np.full(len(users), self.group.default_row, self.group.dtype)
         rows["vector"] = self.encoder.vectors_at(log, vectors, users, before_ms)

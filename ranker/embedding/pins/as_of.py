@@ -24,7 +24,7 @@ from ranker.embedding.graph.materialised import joined
 from ranker.embedding.graph.walks import WalkSettings, neighbours_of
 from ranker.embedding.pins.inputs import uniform_hops
 from ranker.embedding.pins.trained import TrainedPins, by_neighbours
-from ranker.embedding.vector_file import refuse_vectors_after
+from ranker.embedding.vector_file import refuse_after
 from ranker.errors import SettingError
 
 #: Vectors of several times that are kept.
@@ -132,7 +132,7 @@ class NetworkVectors:
 
     def refuse_after(self, until_ms: int) -> None:
         """Do what `GivenVectors.refuse_after` says."""
-        refuse_vectors_after(self.trained.about.until_ms, until_ms)
+        refuse_after("networks of pins", self.trained.about.until_ms, until_ms)
 
     def saved(self, log: ActionLog, before_ms: int) -> PinEmbeddings:
         """Do what `GivenVectors.saved` says."""

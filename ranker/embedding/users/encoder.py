@@ -12,7 +12,7 @@ from ranker.data.embeddings import PinEmbeddings
 from ranker.embedding.users.model import UserModel
 from ranker.embedding.users.network_file import encode_network
 from ranker.embedding.users.user_vectors import user_vectors_at
-from ranker.embedding.vector_file import refuse_vectors_after
+from ranker.embedding.vector_file import refuse_after
 from ranker.errors import DatasetError
 
 
@@ -32,7 +32,7 @@ class ModelEncoder:
 
     def check(self, pins: EmbeddingSpace, until_ms: int) -> None:
         """Do what `UserEncoder.check` says."""
-        refuse_vectors_after(self.model.until_ms, until_ms)
+        refuse_after("networks of users", self.model.until_ms, until_ms)
         own = self.model.pin_space
         if own is not None and own != pins:
             raise DatasetError(

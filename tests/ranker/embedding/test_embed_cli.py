@@ -313,7 +313,9 @@ def test_a_ranker_learns_from_given_vectors(data: Path, vectors: Path, published
     run("embed", "svd", data, "--out", tmp_path / "late.parquet")
     code, output = run(*train, tmp_path / "late.parquet")
     assert code == 1
-    assert "the vectors were made of events until 1970-01-01, and here they may know only events before" in output
+    assert (
+        "the vectors of pins were made of events until 1970-01-01, and here they may know only events before" in output
+    )
     code, output = run("embed", "evaluate", tmp_path / "late.parquet", "--data", data)
     assert (code, "so that nothing is measured on what they have seen" in output) == (1, True)
     code, output = run(*train, vectors)
@@ -334,7 +336,7 @@ def test_a_successor_takes_a_refresh_of_its_parents_space_only(
     with pytest.raises(SettingError, match=r"toy@3 reads vectors of narrow@2\+00000000000000aa, .*embed align"):
         make_bundle(tmp_path / "other", later, recipe, Notes(), parent=parent, vectors=read_vectors(vectors))
     unknown = replace(refreshed, origin=refreshed.origin.model_copy(update={"until_ms": None}))
-    with pytest.raises(DatasetError, match="the vectors do not say until when"):
+    with pytest.raises(DatasetError, match="the vectors of pins do not say until when"):
         make_bundle(tmp_path / "unknown", later, recipe, Notes(), parent=parent, vectors=unknown)
 
 
