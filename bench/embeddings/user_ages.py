@@ -104,9 +104,9 @@ def measure(*, quick: bool = False, data: Path = DATA, name: str = "kuairand") -
         yield raw
     assert asked is not None  # noqa: S101 - there are losses
     for age in AGES_DAYS:
-        own = ranks["dense", age]
+        dense = ranks["dense", age]
         raw["aged"][str(age)], raw["over"][str(age)] = (
-            {str(cutoff): _estimate(recall_difference(asked, own, other, cutoff, SEED)) for cutoff in CUTOFFS}
+            {str(cutoff): _estimate(recall_difference(asked, dense, other, cutoff, SEED)) for cutoff in CUTOFFS}
             for other in (ranks["dense", 0], ranks["next", age])
         )
     yield raw
@@ -143,7 +143,7 @@ def _percent(one: Mapping[str, float | None]) -> str:
 def conclude(raw: Raw) -> Conclusion:
     summary: dict[str, float | None] = {}
     lines = [
-        "| age of the vectors, days | recall@10, `dense` | over new ones | recall@100 | over new ones | over `next`, @100 |",
+        "| age of the vectors, days | recall@10, `dense` | over new ones | recall@100 | over new ones | over `next` |",
         "|---|---|---|---|---|---|",
     ]
     for age, over in raw["over"].items():
@@ -151,8 +151,8 @@ def conclude(raw: Raw) -> Conclusion:
         for cutoff in ("10", "100"):
             recall = raw["recall"]["dense"][age][cutoff]["value"]
             cells += [f"{recall:.4f}", _percent(raw["aged"][age][cutoff]) if age != "0" else ""]
-            summary |= {f"{loss}, {age} days old: recall@{cutoff}": raw["recall"][loss][age][cutoff]["value"]
-                        for loss in LOSSES}  # fmt: skip
+            of_loss = {loss: raw["recall"][loss][age][cutoff]["value"] for loss in LOSSES}
+            summary |= {f"{loss}, {age} days old: recall@{cutoff}": value for loss, value in of_loss.items()}
         lines.append(f"| {age} | {' | '.join(cells)} | {_percent(over['100'])} |")
     claims: list[Claim] = []
     if raw["over"]:
