@@ -181,15 +181,12 @@ class RankerNetwork(nn.Module):
         self.encoder = _encoder(config)
         self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
-        request_width = 2 * config.dim + of_user + config.surface_dim
+        # Of another space than the pins': mapped to theirs, it is compared with the candidate.
+        self.user_vector = nn.Linear(config.user_vector, config.dim) if config.user_vector else None
+        mapped = config.dim if config.user_vector else 0
+        request_width = 2 * config.dim + of_user + config.surface_dim + mapped
         # Pieces of the similarities are crossed in their place.
-        row_width = 3 * config.dim + of_pin + (0 if config.pieces else config.compared)
-        self.user_vector: nn.Linear | None = None
-        if config.user_vector:
-            # Of another space than the pins': mapped to theirs, it is compared with the candidate.
-            self.user_vector = nn.Linear(config.user_vector, config.dim)
-            request_width += config.dim
-            row_width += config.dim
+        row_width = 3 * config.dim + of_pin + mapped + (0 if config.pieces else config.compared)
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.compared
         if config.pieces:
@@ -328,9 +325,8 @@ class RankerNetwork(nn.Module):
             self.config.dim * pin_embedding * user,
         ]
         if self.user_vector is not None:
-            mapped = self.user_vector(user_vector)
-            of_request.append(mapped)
-            of_row.append(self.config.dim * pin_embedding * per_row(mapped, row_request))
+            of_request.append(self.user_vector(user_vector))
+            of_row.append(self.config.dim * pin_embedding * per_row(of_request[-1], row_request))
         direct: list[Tensor] = []
         numbers = [pin_scalars]
         if similarities is not None or interest_similarities is not None:
