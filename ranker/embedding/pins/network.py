@@ -159,7 +159,7 @@ class _Encoder(nn.Module):
         attention = bias
         for number, layer in enumerate(self.layers, 1):
             tokens, attention = layer(tokens, bias, rows=1 if number == len(self.layers) else tokens.shape[1])
-        paid = attention[:, :, 0, 1:] * there[:, None]
+        paid = attention[:, :, 0, 1:]  # neighbours that are not there get none
         paid = paid / paid.sum(dim=2, keepdim=True).clamp(min=1e-9)
         pooled = (
             functional.embedding_bag(hop.index, table, per_sample_weights=by_head.contiguous(), mode="sum")
