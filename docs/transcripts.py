@@ -132,7 +132,7 @@ def masked(text: str) -> str:
         (r"\b[0-9a-f]{12}\b", "DIGEST"),
         (r"\+[0-9a-f]{16}\b", "+DIGEST"),
         (r"two vectors is \d\.\d+, and \d+\.\d% of", "two vectors is N, and N% of"),
-        (r"the answer's order: [\d, ]+", "the answer's order: N "),
+        (r"\b(\d+) with \d\.\d+", r"\1 with N"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
         (r"guard of \S+", "guard of WHO"),
         (r"\d+(\.\d+)? (ms|MB|s ago|s)\b", r"N \2"),

@@ -32,5 +32,11 @@ def test_only_what_differs_from_run_to_run_is_masked() -> None:
     assert transcripts.masked("stable: 7 -> 9\nexit 1") == "stable: 7 -> 9\nexit 1"
 
 
+def test_the_floats_of_another_processor_are_masked_with_the_order_that_they_give() -> None:
+    here, there = "utilities: 3 with 0.0816, 4 with 0.0029", "utilities: 4 with 0.0797, 3 with 0.0027"
+    assert words(transcripts.masked(here)) == words(transcripts.masked(there))
+    assert words(transcripts.masked(here)) != words(transcripts.masked(there.replace("3 with", "5 with")))
+
+
 def test_a_number_is_masked_however_small_it_is() -> None:
     assert transcripts.without_numbers("+1.2 [-6.62e-05, +0.1]") == transcripts.without_numbers("-3 [-0.0002, +4e-06]")
