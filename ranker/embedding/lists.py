@@ -26,6 +26,10 @@ class Lists:
         first = np.repeat(self.splits[contexts] - np.cumsum(counts) + counts, counts)
         return numbers, self.pins[first + np.arange(len(first))]
 
+    def only(self, contexts: np.ndarray) -> Lists:
+        """Return the lists of these contexts, in their order."""
+        return Lists(np.append(0, np.cumsum(np.diff(self.splits)[contexts])), self.of(contexts)[1])
+
 
 def lists_of(contexts: np.ndarray, pins: np.ndarray) -> tuple[np.ndarray, Lists]:
     """Gather edges into lists.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,12 +72,14 @@ class Examples:
     Attributes:
         task: the task.
         lists: pins that should be found, as positions in a graph; for sets, those that ask, too.
-        asking: int64[C], the position of the pin that asks for each list; None for sets.
+        asking: int64[C], the position of the pin that asks for each list, ascending; None for sets.
+        known: of each example, pins that should not be found, as what it asks is what else there is.
     """
 
     task: Task
     lists: Lists
     asking: np.ndarray | None
+    known: Lists | None = None
 
     @property
     def count(self) -> int:
@@ -121,10 +122,9 @@ def _examples(task: Task, graph: Graph, folder: Path) -> Examples:
 
 def chosen(examples: Examples, numbers: np.ndarray) -> Examples:
     """Return some of the examples."""
-    own, pins = examples.lists.of(numbers)
     asking = None if examples.asking is None else examples.asking[numbers]
-    splits = np.searchsorted(own, np.arange(len(numbers) + 1))
-    return Examples(examples.task, Lists(splits, pins), asking)
+    known = None if examples.known is None else examples.known.only(numbers)
+    return Examples(examples.task, examples.lists.only(numbers), asking, known)
 
 
 def _read(edges: Edges, graph: Graph, *, pairs: bool) -> tuple[np.ndarray, Lists]:
@@ -145,16 +145,3 @@ def _positions(known: np.ndarray, pin_ids: np.ndarray) -> np.ndarray:
     """Return int64[N], the positions of pins among ascending ones; -1 for those that are not there."""
     index = np.searchsorted(known, pin_ids).clip(max=len(known) - 1)
     return np.where(known[index] == pin_ids, index, -1)
-
-
-def held_out(examples: Sequence[Examples], share: float, count_max: int, seed: int) -> list[tuple[Examples, Examples]]:
-    """Return for each task the examples to learn from, and those to judge by.
-
-    A task that has too few examples is judged by none.
-    """
-    found = []
-    for number, one in enumerate(examples):
-        order = np.random.default_rng((seed, number)).permutation(one.count)
-        size = min(count_max, int(one.count * share))
-        found.append((chosen(one, np.sort(order[size:])), chosen(one, np.sort(order[:size]))))
-    return found

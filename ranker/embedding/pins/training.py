@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from ranker.embedding.graph.graph import Graph
 from ranker.embedding.pins.candidates import SampleSettings, candidates
+from ranker.embedding.pins.held_out import held_out
 from ranker.embedding.pins.inputs import PinInputs, uniform_hops
 from ranker.embedding.pins.network import Hop, PinNetwork, PinNetworkSettings
-from ranker.embedding.pins.tasks import Examples, chosen, held_out
+from ranker.embedding.pins.tasks import Examples, chosen
 from ranker.errors import DivergedError
 
 #: A context asks with this share of its pins, and should find the others.
@@ -58,11 +59,15 @@ class PinEpoch:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Some examples of a task: int64 rows of examples and positions of pins, those that ask, and those to find."""
+    """Some examples of a task: int64 rows of examples and positions of pins, those that ask, and those to find.
+
+    Those that ask, and those that are known, are no candidates.
+    """
 
     task: str
     weight: float
     asking: tuple[np.ndarray, np.ndarray]
+    known: tuple[np.ndarray, np.ndarray]
     right: tuple[np.ndarray, np.ndarray]
     rows: int
 
@@ -204,18 +209,23 @@ def _drawn(examples: Examples, numbers: np.ndarray, generator: np.random.Generat
         asking = rows[first], pins[first]
     else:
         asking, others = (np.arange(own.count), own.asking), place < listed[rows]
-    return _Batch(own.task.name, own.task.weight, asking, (rows[others], pins[others]), own.count)
+    none = np.zeros(0, np.int64)
+    known = (none, none) if own.known is None else own.known.of(np.arange(own.count))
+    return _Batch(own.task.name, own.task.weight, asking, known, (rows[others], pins[others]), own.count)
 
 
 def _loss(batch: _Batch, pins: np.ndarray, vectors: Tensor, log_scale: Tensor, log_drawn: Tensor) -> Tensor:
     """Return the mean over examples of how unlikely the right pins are, each of an example counting the same.
 
-    The likelihood is a softmax over the candidates, without the pins that ask.
+    The likelihood is a softmax over the candidates, without the pins that ask or are known.
     """
     rows, asking = (torch.from_numpy(part) for part in (batch.asking[0], np.searchsorted(pins, batch.asking[1])))
     questions = torch.zeros(batch.rows, vectors.shape[1]).index_add(0, rows, vectors[asking])
     scores = functional.normalize(questions, dim=1) @ vectors.T * log_scale.exp() - log_drawn
     scores = scores.index_put((rows, asking), torch.tensor(-torch.inf))
+    there = np.isin(batch.known[1], pins)
+    known = batch.known[0][there], np.searchsorted(pins, batch.known[1][there])
+    scores = scores.index_put(tuple(torch.from_numpy(part) for part in known), torch.tensor(-torch.inf))
     own, right = (torch.from_numpy(part) for part in (batch.right[0], np.searchsorted(pins, batch.right[1])))
     share = 1 / torch.bincount(own, minlength=batch.rows).clamp(min=1)
     likelihoods = scores[own, right] - torch.logsumexp(scores, dim=1)[own]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranker.embedding.pins.tasks import CO_SAVE, chosen, examples_of, held_out, read_tasks
+from ranker.embedding.pins.held_out import held_out
+from ranker.embedding.pins.tasks import CO_SAVE, Task, Tasks, chosen, examples_of, read_tasks
 from ranker.errors import DatasetError, SettingError
 from tests.ranker.embedding.edges import EdgeList, graph_of
 
@@ -31,12 +34,20 @@ def lists_in(examples):
     return [found.pins[a:b].tolist() for a, b in zip(found.splits[:-1], found.splits[1:], strict=True)]
 
 
+def pairs_in(examples):
+    rows, pins = examples.lists.of(np.arange(examples.count))
+    return list(zip(examples.asking[rows].tolist(), pins.tolist(), strict=True))
+
+
+def write_pairs(path, pairs):
+    columns = dict(zip(("context_id", "pin_id"), zip(*pairs, strict=True), strict=True))
+    pq.write_table(pa.table({name: pa.array(ids, pa.uint64()) for name, ids in columns.items()}), path)
+
+
 def test_sets_are_contexts_of_at_least_two_pins_and_pairs_are_gathered_by_the_pin_that_asks(graph, tmp_path):
     (tmp_path / "tasks.toml").write_text(TASKS)
-    pairs = {"context_id": [20, 20, 10, 10, 99, 40, 10], "pin_id": [30, 10, 40, 40, 10, 99, 10]}
-    pq.write_table(
-        pa.table({name: pa.array(ids, pa.uint64()) for name, ids in pairs.items()}), tmp_path / "substitutes.parquet"
-    )
+    pairs = [(20, 30), (20, 10), (10, 40), (10, 40), (99, 10), (40, 99), (10, 10)]
+    write_pairs(tmp_path / "substitutes.parquet", pairs)
     co_save, substitute = examples_of(read_tasks(tmp_path / "tasks.toml"), graph, tmp_path)
     assert lists_in(co_save) == [[0, 1], [0, 2, 3]]  # the edge that is there twice once, and no list of a single pin
     assert co_save.asking is None
@@ -86,3 +97,30 @@ def test_examples_are_learned_from_or_judge_and_never_both(tmp_path):
     assert sorted(lists_in(learned) + lists_in(judges)) == [[context, context + 1] for context in range(100)]
     ((other, _),) = held_out(examples_of(CO_SAVE, graph, tmp_path), 0.2, 10, seed=4)
     assert lists_in(other) != lists_in(learned)
+
+
+def test_what_judges_is_learned_in_neither_direction_and_by_no_task(tmp_path):
+    graph = graph_of(tmp_path, EdgeList([(0, pin) for pin in range(30)]))
+    names = ("complement", "substitute")
+    for number, name in enumerate(names, start=1):
+        pairs = [(pin, (pin + step) % 30) for pin in range(30) for step in (number, -number, 5, -5)]
+        write_pairs(tmp_path / f"{name}.parquet", pairs)
+    tasks = Tasks(tasks=tuple(Task(name=name, pairs=f"{name}.parquet") for name in names))
+    examples = examples_of(tasks, graph, tmp_path)
+    divided = held_out(examples, 0.2, 1_000, seed=3)
+    learned, judges = ({pair for one in part for pair in pairs_in(one)} for part in zip(*divided, strict=True))
+    assert learned | judges == {pair for one in examples for pair in pairs_in(one)}
+    assert not learned & judges
+    assert not {(second, first) for first, second in learned} & judges
+    assert len(judges) == 2 * 18  # a fifth of the 90 pairs, in both directions
+    for own, judge in divided:
+        known = {pair for pair in pairs_in(own) if pair[0] in judge.asking}
+        assert set(pairs_in(replace(judge, lists=judge.known))) == known
+
+
+def test_a_task_whose_pairs_would_all_be_held_out_learns_from_them(tmp_path):
+    graph = graph_of(tmp_path, EdgeList([(0, pin) for pin in range(4)]))
+    write_pairs(tmp_path / "pairs.parquet", [(0, 1), (1, 0), (2, 3), (3, 2)])
+    examples = examples_of(Tasks(tasks=(Task(name="pair", pairs="pairs.parquet"),)), graph, tmp_path)
+    ((learned, judges),) = held_out(examples, 1.0, 1_000, seed=3)
+    assert (learned.count, judges.count) == (4, 0)

@@ -26,8 +26,8 @@ SIZES = PinNetworkSettings(variant="pooled", dim=8, trained_dim=4, hidden=16)
 SHORT = PinTraining(epochs_max=3, batch=32, learning_rate=1e-2)
 
 
-def train(made, sizes=SIZES, training=SHORT, tasks=CO_SAVE, folder=None):
-    return train_producer("toy", made.neighbourhoods, made.graph, WALKS, tasks, folder, sizes, training)
+def train(made, sizes=SIZES, training=SHORT, tasks=CO_SAVE, folder=None, note=lambda _epoch: None):
+    return train_producer("toy", made.neighbourhoods, made.graph, WALKS, tasks, folder, sizes, training, note=note)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,20 @@ def test_every_task_has_vectors_of_its_own(made, tmp_path):
         assert {kind: (own[nearest] == own).mean() > 0.8 for kind, own in kinds.items()} == {
             kind: kind == task for kind in kinds
         }
+
+
+def test_pairs_that_were_drawn_at_random_cannot_be_foretold(made, tmp_path):
+    # What was learned from the other direction of a pair, or from another task, would tell.
+    generator, judged = np.random.default_rng(2), []
+    first, second = generator.integers(1_000, 1_000 + PINS, (2, 90))
+    for name in ("complement", "substitute"):
+        pairs = {"context_id": [*first, *second], "pin_id": [*second, *first]}
+        pq.write_table(pa.table({key: pa.array(ids, pa.uint64()) for key, ids in pairs.items()}), tmp_path / name)
+    tasks = Tasks(tasks=tuple(Task(name=name, pairs=name) for name in ("complement", "substitute")))
+    sizes, longer = replace(SIZES, trained_dim=16, own_dropped=0.0), replace(SHORT, epochs_max=60, patience=60)
+    train(made, sizes, longer, tasks, tmp_path, judged.append)
+    assert judged[-1].loss < judged[0].loss / 2
+    assert min(judged[-1].held_out.values()) > np.log(PINS)
 
 
 def test_a_network_survives_its_file_and_a_damaged_file_is_named(made, trained, tmp_path):
