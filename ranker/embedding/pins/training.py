@@ -23,6 +23,8 @@ from ranker.errors import DivergedError
 _ASKING = 0.6
 #: So many of a context's pins take part in a step.
 _LISTED_MAX = 200
+#: Where examples judge, the scores are scaled by the best of these factors.
+_JUDGED_AT = tuple(2 ** (step / 4) for step in range(-6, 3))
 #: How many examples of each task judge an epoch: at most this share of them, and this number.
 _HELD_OUT, _HELD_OUT_MAX = 0.05, 2_048
 
@@ -61,13 +63,13 @@ class PinEpoch:
 class _Batch:
     """Some examples of a task: int64 rows of examples and positions of pins, those that ask, and those to find.
 
-    Those that ask, and those that are known, are no candidates.
+    Those that are left out are no candidates, as they ask or are known.
     """
 
     task: str
     weight: float
     asking: tuple[np.ndarray, np.ndarray]
-    known: tuple[np.ndarray, np.ndarray]
+    left_out: tuple[np.ndarray, np.ndarray]
     right: tuple[np.ndarray, np.ndarray]
     rows: int
 
@@ -160,7 +162,11 @@ class _Trainer:
 
     @torch.no_grad()
     def _judge(self) -> dict[str, float]:
-        """Return the loss of the held-out examples, which are asked the same at each call."""
+        """Return the loss of the held-out examples, which are asked the same at each call.
+
+        Vectors order pins. So it does not count how sure of the order the scores are: training makes them surer of what
+        it has seen than of anything else.
+        """
         self._network.eval()
         generator = np.random.default_rng(self._training.seed)
         batches = [_drawn(one, np.arange(one.count), generator) for one in self._judges if one.count]
@@ -177,10 +183,11 @@ class _Trainer:
         table = torch.cat([self._features, trained], dim=1)
         vectors = self._network(table[pins], table, self._hops(pins, generator))
         shift = torch.from_numpy(log_drawn)
-        return {
-            batch.task: _loss(batch, pins, vectors[batch.task], self._network.log_scales[batch.task], shift)
-            for batch in batches
+        factors = (1.0,) if self._network.training else _JUDGED_AT
+        scales = {
+            task: [scale.exp() * factor for factor in factors] for task, scale in self._network.log_scales.items()
         }
+        return {batch.task: _loss(batch, pins, vectors[batch.task], scales[batch.task], shift) for batch in batches}
 
     def _hops(self, pins: np.ndarray, generator: np.random.Generator) -> Sequence[Hop]:
         if self._network.settings.variant == "khop":
@@ -209,24 +216,30 @@ def _drawn(examples: Examples, numbers: np.ndarray, generator: np.random.Generat
         asking = rows[first], pins[first]
     else:
         asking, others = (np.arange(own.count), own.asking), place < listed[rows]
-    none = np.zeros(0, np.int64)
-    known = (none, none) if own.known is None else own.known.of(np.arange(own.count))
-    return _Batch(own.task.name, own.task.weight, asking, known, (rows[others], pins[others]), own.count)
+    left_out = asking
+    if own.known is not None:
+        known = own.known.of(np.arange(own.count))
+        left_out = np.concatenate([asking[0], known[0]]), np.concatenate([asking[1], known[1]])
+    return _Batch(own.task.name, own.task.weight, asking, left_out, (rows[others], pins[others]), own.count)
 
 
-def _loss(batch: _Batch, pins: np.ndarray, vectors: Tensor, log_scale: Tensor, log_drawn: Tensor) -> Tensor:
+def _loss(batch: _Batch, pins: np.ndarray, vectors: Tensor, scales: list[Tensor], log_drawn: Tensor) -> Tensor:
     """Return the mean over examples of how unlikely the right pins are, each of an example counting the same.
 
-    The likelihood is a softmax over the candidates, without the pins that ask or are known.
+    The likelihood is a softmax over the candidates that are not left out. Of several scales, the one
+    with the lowest loss counts.
     """
     rows, asking = (torch.from_numpy(part) for part in (batch.asking[0], np.searchsorted(pins, batch.asking[1])))
     questions = torch.zeros(batch.rows, vectors.shape[1]).index_add(0, rows, vectors[asking])
-    scores = functional.normalize(questions, dim=1) @ vectors.T * log_scale.exp() - log_drawn
-    scores = scores.index_put((rows, asking), torch.tensor(-torch.inf))
-    there = np.isin(batch.known[1], pins)
-    known = batch.known[0][there], np.searchsorted(pins, batch.known[1][there])
-    scores = scores.index_put(tuple(torch.from_numpy(part) for part in known), torch.tensor(-torch.inf))
+    cosines = functional.normalize(questions, dim=1) @ vectors.T
+    there = np.isin(batch.left_out[1], pins)
+    left_out = batch.left_out[0][there], np.searchsorted(pins, batch.left_out[1][there])
+    nowhere = tuple(torch.from_numpy(part) for part in left_out), torch.tensor(-torch.inf)
     own, right = (torch.from_numpy(part) for part in (batch.right[0], np.searchsorted(pins, batch.right[1])))
     share = 1 / torch.bincount(own, minlength=batch.rows).clamp(min=1)
-    likelihoods = scores[own, right] - torch.logsumexp(scores, dim=1)[own]
-    return -(likelihoods * share[own]).sum() / batch.rows
+    losses = []
+    for scale in scales:
+        scores = (cosines * scale - log_drawn).index_put(*nowhere)
+        likelihoods = scores[own, right] - torch.logsumexp(scores, dim=1)[own]
+        losses.append(-(likelihoods * share[own]).sum() / batch.rows)
+    return torch.stack(losses).min()

@@ -135,7 +135,8 @@ def test_pairs_that_were_drawn_at_random_cannot_be_foretold(made, tmp_path):
     sizes, longer = replace(SIZES, trained_dim=16, own_dropped=0.0), replace(SHORT, epochs_max=60, patience=60)
     train(made, sizes, longer, tasks, tmp_path, judged.append)
     assert judged[-1].loss < judged[0].loss / 2
-    assert min(judged[-1].held_out.values()) > np.log(PINS)
+    # How sure the network is of what it cannot know does not count, only its order.
+    assert all(0.95 < loss / np.log(PINS) < 1.5 for loss in judged[-1].held_out.values()), judged[-1]
 
 
 def test_a_network_survives_its_file_and_a_damaged_file_is_named(made, trained, tmp_path):
