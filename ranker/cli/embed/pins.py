@@ -67,6 +67,14 @@ def pins(
             rich_help_panel=_TRAINING_PANEL,
         ),
     ] = 0.25,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features",
+            help="Begin each vector with the pin's features: longer vectors, from which rankers learn more.",
+            rich_help_panel=_TRAINING_PANEL,
+        ),
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.", rich_help_panel=_TRAINING_PANEL)] = 20,
     patience: Annotated[
         int,
@@ -114,7 +122,12 @@ def pins(
         files, edges = open_neighbourhoods(neighbourhoods), open_graph(graph_folder(graph))
         if network is None:
             sizes = PinNetworkSettings(
-                variant=variant, dim=dim, trained_dim=trained_dim, layers=layers, own_dropped=own_dropped
+                variant=variant,
+                dim=dim,
+                trained_dim=trained_dim,
+                layers=layers,
+                own_dropped=own_dropped,
+                features_kept=keep_features,
             )
             settings = PinTraining(epochs, patience, batch, learning_rate, seed)
             wanted, folder = (read_tasks(tasks), tasks.parent) if tasks is not None else (CO_SAVE, Path())

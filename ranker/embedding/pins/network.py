@@ -42,6 +42,8 @@ class PinNetworkSettings:
         neighbours_dropped: share of the neighbours to which training lets the transformer pay no attention.
         own_dropped: share of the pins whose own features training leaves out, and of those whose trained vector it
             leaves out, also where they are neighbours: new pins have neither, or only features.
+        features_kept: whether a vector begins with the pin's features, so that a dot product is a weighted mean of
+            what the features and the network say.
     """
 
     variant: Variant = "pooled"
@@ -52,6 +54,11 @@ class PinNetworkSettings:
     dropped: float = 0.1
     neighbours_dropped: float = 0.2
     own_dropped: float = 0.25
+    features_kept: bool = False
+
+    def numbers(self, features: int) -> int:
+        """Return how many numbers the vector of a pin with F features has."""
+        return self.dim + (features if self.features_kept else 0)
 
     def __post_init__(self) -> None:
         if self.variant == "transformer" and self.dim % len(_TRUST):
@@ -100,19 +107,23 @@ class PinNetwork(nn.Module):
         self.hidden = nn.Linear(inputs, settings.hidden)
         self.dropout = nn.Dropout(settings.dropped)
         self.heads = nn.ModuleDict({name: nn.Linear(settings.hidden + inputs, settings.dim) for name in tasks})
+        #: Logarithms of the length of what the network says, where the features have a length of one.
+        self.shares = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(0.0)) for name in tasks if settings.features_kept}
+        )
         # A cosine is at most 1, which is too little to tell one pin from thousands.
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(10.0).log()) for name in tasks})
 
     def forward(self, own: Tensor, table: Tensor, hops: Sequence[Hop]) -> dict[str, Tensor]:
-        """Return float32[N, dim] by task.
+        """Return float32[N, dim] by task; with `features_kept`, float32[N, F + dim].
 
         Args:
             own: float32[N, F + trained_dim], what is known of each pin.
             table: float32[M, F + trained_dim], what is known of the pins that `hops` name.
             hops: one; of `khop`, two.
         """
+        features = own.shape[1] - self.settings.trained_dim
         if self.training:
-            features = own.shape[1] - self.settings.trained_dim
             known = torch.rand(len(own), 1) >= self.settings.own_dropped
             own = torch.cat([own[:, :features] * known, own[:, features:]], dim=1)
         inputs = [own, *(_mean(table, hop) for hop in hops)]
@@ -120,7 +131,14 @@ class PinNetwork(nn.Module):
             inputs += self.encoder(own, table, hops[0])
         found = torch.cat(inputs, dim=1)
         found = torch.cat([self.dropout(functional.relu(self.hidden(found))), found], dim=1)
-        return {name: functional.normalize(head(found), dim=1) for name, head in self.heads.items()}
+        vectors = {name: functional.normalize(head(found), dim=1) for name, head in self.heads.items()}
+        if not self.settings.features_kept:
+            return vectors
+        given = functional.normalize(own[:, :features], dim=1)
+        return {
+            name: functional.normalize(torch.cat([given, self.shares[name].exp() * vector], dim=1), dim=1)
+            for name, vector in vectors.items()
+        }
 
 
 def _mean(table: Tensor, hop: Hop) -> Tensor:

@@ -47,7 +47,7 @@ class AboutNetwork(Frozen):
 
     version: int
     name: str
-    settings: dict[str, str | int | float]
+    settings: dict[str, str | bool | int | float]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     features: tuple[str, ...]
     width: Annotated[int, Field(ge=1)]
@@ -57,9 +57,13 @@ class AboutNetwork(Frozen):
     until_ms: int | None
     made_by: str = ""
 
+    def sizes(self) -> PinNetworkSettings:
+        """Return the settings. Raises TypeError or SettingError for others than a network can have."""
+        return PinNetworkSettings(**self.settings)  # type: ignore[arg-type]  # the network refuses other values
+
     def space(self, task: str) -> EmbeddingSpace:
         """Return the space of a task's vectors."""
-        dim = int(self.settings["dim"])
+        dim = self.sizes().numbers(self.width)
         content = content_digest(self.content, task)
         return EmbeddingSpace(name=f"{self.name}-{task}", version=self.version, dim=dim, content=content)
 
@@ -108,8 +112,7 @@ def read_network(path: Path) -> TrainedPins:
         pin_ids, features = archive.pin_ids, archive.arrays[_FEATURES]
         if features.shape != (len(pin_ids), about.width):
             raise ValueError(f"it has features of the shape {features.shape} for {len(pin_ids)} pins")
-        settings = PinNetworkSettings(**about.settings)  # type: ignore[arg-type]  # the network refuses other values
-        network = PinNetwork(settings, about.width, about.neighbours, len(pin_ids), about.tasks)
+        network = PinNetwork(about.sizes(), about.width, about.neighbours, len(pin_ids), about.tasks)
         network.load_state_dict(archive.weights)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DatasetError(f"{path} holds no network of pins ({error}); train it with `pinrank embed pins`") from error

@@ -159,6 +159,20 @@ def test_a_network_survives_its_file_and_a_damaged_file_is_named(made, trained, 
         read_network(tmp_path / "none.npz")
 
 
+def test_vectors_that_begin_with_the_features_survive_the_file_of_their_network(made, tmp_path):
+    found = train(made, replace(SIZES, features_kept=True))
+    assert found.about.space("co-save").dim == found.about.width + 8
+    write_network(tmp_path / "network.npz", found)
+    read = read_network(tmp_path / "network.npz")
+    first, second = (vectors_of(one, made.neighbourhoods)["co-save"] for one in (found, read))
+    assert first.space == second.space
+    assert np.array_equal(first.vectors, second.vectors)
+    given = features().embeddings.of(first.pin_ids).astype(np.float32)
+    begin = first.vectors[:, : found.about.width].astype(np.float32)
+    cosines = (given * begin).sum(axis=1) / np.linalg.norm(given, axis=1) / np.linalg.norm(begin, axis=1)
+    assert cosines.min() > 0.999  # as float16
+
+
 def test_other_features_and_other_graphs_are_refused(made, trained, tmp_path):
     other = features()
     space = other.embeddings.space.model_copy(update={"name": "other"})
