@@ -38,8 +38,8 @@ from ranker.evaluation.evaluate import evaluate
 from ranker.training.examples import Sampling
 
 SEED = 7
-#: Of the network: small batches, as the logs have few users.
-SIZES = PinNetworkSettings(variant="pooled", dim=32, trained_dim=32, own_dropped=0.3)
+#: Of the network: small batches, as the logs have few users. Its vectors begin with those of the SVD.
+SIZES = PinNetworkSettings(variant="pooled", dim=32, trained_dim=32, own_dropped=0.3, features_kept=True)
 TRAINING = PinTraining(epochs_max=30, patience=4, batch=256, seed=SEED)
 
 
