@@ -27,6 +27,8 @@ from feature_client.values.keys import KeyRun
 from feature_client.values.native_values import Check, RowLayout
 
 FINGERPRINT_BYTES = 8
+#: Numbers of a vector at most.
+DIM_MAX = 4096
 
 _NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=_NAME, max_length=40)]
@@ -58,7 +60,7 @@ class EmbeddingSpace(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=60)]
     version: Version
-    dim: Annotated[int, Field(ge=1, le=4096)]
+    dim: Annotated[int, Field(ge=1, le=DIM_MAX)]
     dtype: Literal["float32", "float16", "int8"] = "float16"
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     content: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 _NETWORK = "network.npz"
 _NETWORK_PANEL, _TRAINING_PANEL = "Network", "Training"
+#: What says something to a command that trains nothing.
+_WITH_A_NETWORK = {"neighbourhoods", "graph", "out", "network"}
 
 
 def pins(
+    context: typer.Context,
     neighbourhoods: Annotated[Path, typer.Argument(help="Folder that `pinrank embed materialise` wrote.")],
     graph: Annotated[
         Path, typer.Option("--graph", help="Folder that `pinrank embed walks` wrote: its contexts are the examples.")
@@ -44,7 +47,10 @@ def pins(
         ),
     ] = "transformer",
     dim: Annotated[
-        int, typer.Option(min=2, max=1_024, help="Numbers of a vector.", rich_help_panel=_NETWORK_PANEL)
+        int,
+        typer.Option(
+            min=2, max=1_024, help="Numbers of a vector that the network makes.", rich_help_panel=_NETWORK_PANEL
+        ),
     ] = 64,
     trained_dim: Annotated[
         int,
@@ -57,6 +63,14 @@ def pins(
         ),
     ] = 64,
     layers: Annotated[int, typer.Option(min=1, max=8, help="Of the transformer.", rich_help_panel=_NETWORK_PANEL)] = 1,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features",
+            help="Begin each vector with the pin's features, so that it says what both say. It is as much longer.",
+            rich_help_panel=_NETWORK_PANEL,
+        ),
+    ] = False,
     own_dropped: Annotated[
         float,
         typer.Option(
@@ -67,14 +81,6 @@ def pins(
             rich_help_panel=_TRAINING_PANEL,
         ),
     ] = 0.25,
-    keep_features: Annotated[
-        bool,
-        typer.Option(
-            "--keep-features",
-            help="Begin each vector with the pin's features: longer vectors, from which rankers learn more.",
-            rich_help_panel=_TRAINING_PANEL,
-        ),
-    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.", rich_help_panel=_TRAINING_PANEL)] = 20,
     patience: Annotated[
         int,
@@ -114,8 +120,8 @@ def pins(
         from ranker.embedding.pins.training import PinTraining  # noqa: PLC0415
         from ranker.embedding.vector_file import VectorsOrigin, latest_ms, write_vectors  # noqa: PLC0415
 
-        if network is not None and tasks is not None:
-            fail("--network trains nothing, so leave out --tasks")
+        if network is not None and (needless := _given(context, besides=_WITH_A_NETWORK)):
+            fail(f"--network trains nothing, so leave out {', '.join(needless)}")
         if (out / _NETWORK).exists():
             fail(f"{out / _NETWORK} exists; choose another folder, or remove it")
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
@@ -158,6 +164,16 @@ def pins(
             write_network(out / _NETWORK, trained)
     for task, vectors in found.items():
         say(f"wrote vectors of {len(vectors.pin_ids):,} pins in {vectors.space.ref} to {out / task}.parquet")
+
+
+def _given(context: typer.Context, besides: set[str]) -> list[str]:
+    """Return the options that the command line names, besides some."""
+    found = []
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in besides and source is not None and source.name == "COMMANDLINE":
+            found.append(option.opts[0])
+    return found
 
 
 def _described(epoch: PinEpoch) -> str:

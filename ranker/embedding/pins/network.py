@@ -34,7 +34,7 @@ class PinNetworkSettings:
 
     Attributes:
         variant: how neighbours are read.
-        dim: numbers of a vector.
+        dim: numbers of what the network says of a pin: of its vector, but for features that are kept.
         trained_dim: numbers of the trained vector of each pin of the training; 0 for none.
         hidden: width of the hidden layer.
         layers: of the transformer.
@@ -42,8 +42,8 @@ class PinNetworkSettings:
         neighbours_dropped: share of the neighbours to which training lets the transformer pay no attention.
         own_dropped: share of the pins whose own features training leaves out, and of those whose trained vector it
             leaves out, also where they are neighbours: new pins have neither, or only features.
-        features_kept: whether a vector begins with the pin's features, so that a dot product is a weighted mean of
-            what the features and the network say.
+        features_kept: whether a vector begins with the pin's features, at a length of one together. The dot product of
+            two pins that have any is then a weighted mean of what the features and the network say.
     """
 
     variant: Variant = "pooled"
@@ -56,16 +56,16 @@ class PinNetworkSettings:
     own_dropped: float = 0.25
     features_kept: bool = False
 
-    def numbers(self, features: int) -> int:
-        """Return how many numbers the vector of a pin with F features has."""
-        return self.dim + (features if self.features_kept else 0)
-
     def __post_init__(self) -> None:
         if self.variant == "transformer" and self.dim % len(_TRUST):
             raise SettingError(
                 f"a transformer divides the {self.dim} numbers of a vector among {len(_TRUST)} heads; "
                 f"use a multiple of {len(_TRUST)}"
             )
+
+    def width(self, features: int) -> int:
+        """Return how many numbers the vector of a pin with F features has."""
+        return self.dim + (features if self.features_kept else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ class PinNetwork(nn.Module):
         self.hidden = nn.Linear(inputs, settings.hidden)
         self.dropout = nn.Dropout(settings.dropped)
         self.heads = nn.ModuleDict({name: nn.Linear(settings.hidden + inputs, settings.dim) for name in tasks})
-        #: Logarithms of the length of what the network says, where the features have a length of one.
-        self.shares = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(0.0)) for name in tasks if settings.features_kept}
+        # Of what the network says, where the features have a length of one.
+        self.log_lengths = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(0.0)) for name in (tasks if settings.features_kept else ())}
         )
         # A cosine is at most 1, which is too little to tell one pin from thousands.
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(10.0).log()) for name in tasks})
@@ -136,7 +136,7 @@ class PinNetwork(nn.Module):
             return vectors
         given = functional.normalize(own[:, :features], dim=1)
         return {
-            name: functional.normalize(torch.cat([given, self.shares[name].exp() * vector], dim=1), dim=1)
+            name: functional.normalize(torch.cat([given, self.log_lengths[name].exp() * vector], dim=1), dim=1)
             for name, vector in vectors.items()
         }
 

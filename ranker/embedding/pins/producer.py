@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from feature_client.groups import DIM_MAX
 from ranker.data.embeddings import content_digest
 from ranker.embedding.graph.graph import Graph
 from ranker.embedding.graph.materialised import features_in
@@ -20,7 +21,7 @@ from ranker.embedding.pins.tasks import GRAPH, Tasks, examples_of
 from ranker.embedding.pins.trained import VERSION, AboutNetwork, TrainedPins
 from ranker.embedding.pins.training import PinEpoch, PinTraining, train_pins
 from ranker.embedding.vector_file import latest_ms
-from ranker.errors import DatasetError
+from ranker.errors import DatasetError, SettingError
 
 
 def train_producer(
@@ -53,11 +54,16 @@ def train_producer(
 
     Raises:
         DatasetError: a file cannot be read, or the neighbourhoods are of other pins than the graph.
+        SettingError: the vectors would be longer than a space allows.
         DivergedError: the loss is no longer finite.
     """
     inputs = read_inputs(neighbourhoods, walks.neighbours)
     if not np.array_equal(inputs.pin_ids, graph.pin_ids):
         raise DatasetError(f"{neighbourhoods.folder} has other pins than the graph; pass the one that it was made of")
+    if (width := sizes.width(inputs.features.shape[1])) > DIM_MAX:
+        raise SettingError(
+            f"the vectors would have {width:,} numbers, and a space has {DIM_MAX:,} at most; use fewer features"
+        )
     examples = examples_of(tasks, graph, folder)
     network = train_pins(inputs, graph, examples, sizes, training, progress, note)
     # Files of tasks do not say when their edges came to be.

@@ -63,7 +63,7 @@ class AboutNetwork(Frozen):
 
     def space(self, task: str) -> EmbeddingSpace:
         """Return the space of a task's vectors."""
-        dim = self.sizes().numbers(self.width)
+        dim = self.sizes().width(self.width)
         content = content_digest(self.content, task)
         return EmbeddingSpace(name=f"{self.name}-{task}", version=self.version, dim=dim, content=content)
 
@@ -168,7 +168,7 @@ def vectors_of(
 
 @torch.no_grad()
 def by_neighbours(trained: TrainedPins, part: Neighbourhoods) -> dict[str, torch.Tensor]:
-    """Return float32[N, dim] by task, the vectors of some pins."""
+    """Return float32[N, D] by task, the vectors of some pins."""
     own = trained.known_of(part.features, part.pin_ids)
     table = trained.known_of(part.neighbour_features, part.neighbours)
     if not len(table):  # no pin has a neighbour: what is never read has to be there

@@ -23,8 +23,9 @@ from ranker.errors import DivergedError
 _ASKING = 0.6
 #: So many of a context's pins take part in a step.
 _LISTED_MAX = 200
-#: Where examples judge, the scores are scaled by the best of these factors.
-_JUDGED_AT = tuple(2 ** (step / 4) for step in range(-6, 3))
+#: Where examples judge, the scores are scaled by the best of these factors. Training makes scores too large, seldom too
+#: small.
+_JUDGED_AT = tuple(2 ** (step / 4) for step in range(-8, 3))
 #: How many examples of each task judge an epoch: at most this share of them, and this number.
 _HELD_OUT, _HELD_OUT_MAX = 0.05, 2_048
 
@@ -52,7 +53,7 @@ class PinTraining:
 
 @dataclass(frozen=True, slots=True)
 class PinEpoch:
-    """What an epoch reached: the mean loss of its steps, and of the held-out examples, by task."""
+    """What an epoch reached: the mean loss of its steps, and that of held-out examples at the best scale, by task."""
 
     number: int
     loss: float
@@ -164,15 +165,18 @@ class _Trainer:
     def _judge(self) -> dict[str, float]:
         """Return the loss of the held-out examples, which are asked the same at each call.
 
-        Vectors order pins. So it does not count how sure of the order the scores are: training makes them surer of what
+        Vectors order pins. So it hardly counts how sure of the order the scores are: training makes them surer of what
         it has seen than of anything else.
         """
         self._network.eval()
         generator = np.random.default_rng(self._training.seed)
         batches = [_drawn(one, np.arange(one.count), generator) for one in self._judges if one.count]
-        return {name: loss.item() for name, loss in self._losses(batches, generator).items()} if batches else {}
+        losses = self._losses(batches, generator, _JUDGED_AT) if batches else {}
+        return {name: loss.item() for name, loss in losses.items()}
 
-    def _losses(self, batches: list[_Batch], generator: np.random.Generator) -> dict[str, Tensor]:
+    def _losses(
+        self, batches: list[_Batch], generator: np.random.Generator, factors: Sequence[float] = (1.0,)
+    ) -> dict[str, Tensor]:
         asking = np.concatenate([batch.asking[1] for batch in batches])
         right = np.concatenate([batch.right[1] for batch in batches])
         needed = np.concatenate([asking, right])
@@ -183,7 +187,6 @@ class _Trainer:
         table = torch.cat([self._features, trained], dim=1)
         vectors = self._network(table[pins], table, self._hops(pins, generator))
         shift = torch.from_numpy(log_drawn)
-        factors = (1.0,) if self._network.training else _JUDGED_AT
         scales = {
             task: [scale.exp() * factor for factor in factors] for task, scale in self._network.log_scales.items()
         }
@@ -237,9 +240,10 @@ def _loss(batch: _Batch, pins: np.ndarray, vectors: Tensor, scales: list[Tensor]
     nowhere = tuple(torch.from_numpy(part) for part in left_out), torch.tensor(-torch.inf)
     own, right = (torch.from_numpy(part) for part in (batch.right[0], np.searchsorted(pins, batch.right[1])))
     share = 1 / torch.bincount(own, minlength=batch.rows).clamp(min=1)
-    losses = []
-    for scale in scales:
+
+    def at(scale: Tensor) -> Tensor:
         scores = (cosines * scale - log_drawn).index_put(*nowhere)
         likelihoods = scores[own, right] - torch.logsumexp(scores, dim=1)[own]
-        losses.append(-(likelihoods * share[own]).sum() / batch.rows)
-    return torch.stack(losses).min()
+        return -(likelihoods * share[own]).sum() / batch.rows
+
+    return torch.stack([at(scale) for scale in scales]).min()

@@ -49,7 +49,7 @@ def network_until(log: ActionLog, until_ms: int, folder: Path) -> TrainedPins:
     svd = svd_embeddings(log, until_ms, 0, "toy")
     features = SavedVectors(svd, VectorsOrigin(space=svd.space, until_ms=until_ms))
     joined = materialise(make_neighbours(folder / "n", WALKS), [features], folder / "m")
-    sizes = PinNetworkSettings(variant="pooled", dim=8, trained_dim=4, hidden=16, own_dropped=0.4)
+    sizes = PinNetworkSettings(variant="pooled", dim=8, trained_dim=4, hidden=16, own_dropped=0.4, features_kept=True)
     training = PinTraining(epochs_max=10, patience=10, batch=16, learning_rate=1e-2)
     return train_producer("toy", joined, graph, WALKS, CO_SAVE, folder, sizes, training)
 

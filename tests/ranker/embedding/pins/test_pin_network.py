@@ -54,23 +54,28 @@ def test_vectors_have_length_one_and_do_not_depend_on_neighbours_that_are_not_th
     assert not torch.allclose(before["a"], before["b"])
 
 
-def test_a_vector_that_begins_with_the_features_says_what_both_say_by_a_share_that_is_learned():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_vector_that_begins_with_the_features_says_what_both_say(variant):
     rng = np.random.default_rng(0)
     own, table = (torch.from_numpy(rng.standard_normal((n, 5)).astype(np.float32)) for n in (6, 10))
     own[0, :3] = 0  # a pin of whose features nothing is known
-    without = network("pooled")
+    without = network(variant)
     kept = PinNetwork(replace(without.settings, features_kept=True), 3, 4, 10, ("a", "b")).eval()
-    kept.load_state_dict({**without.state_dict(), "shares.a": torch.tensor(2.0).log(), "shares.b": torch.tensor(0.0)})
-    found = hops("pooled", rng)
+    kept.load_state_dict(
+        {**without.state_dict(), "log_lengths.a": torch.tensor(2.0).log(), "log_lengths.b": torch.tensor(0.0)}
+    )
+    found = hops(variant, rng)
     with torch.no_grad():
         alone, both = without(own, table, found), kept(own, table, found)
-    assert kept.settings.numbers(3) == both["a"].shape[1] == 3 + 8
+    assert kept.settings.width(3) == both["a"].shape[1] == 3 + 8
     features = torch.nn.functional.normalize(own[:, :3], dim=1)
     for task, length in (("a", 2.0), ("b", 1.0)):
         said = [part[1:] @ part[1:].T for part in (features, alone[task], both[task])]
         expected = (said[0] + length**2 * said[1]) / (1 + length**2)
         assert torch.allclose(said[2], expected, atol=1e-6)
         assert torch.allclose(both[task][0], torch.cat([torch.zeros(3), alone[task][0]]), atol=1e-6)
+    hidden = PinNetwork(replace(kept.settings, own_dropped=1.0), 3, 4, 10, ("a", "b"))  # in training mode
+    assert not hidden(own, table, found)["a"][:, :3].any()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -112,15 +112,36 @@ def test_what_judges_is_learned_in_neither_direction_and_by_no_task(tmp_path):
     assert learned | judges == {pair for one in examples for pair in pairs_in(one)}
     assert not learned & judges
     assert not {(second, first) for first, second in learned} & judges
-    assert len(judges) == 2 * 18  # a fifth of the 90 pairs, in both directions
+    # A fifth of each task's 60 pairs, in both directions, and those that judge the other.
+    assert all(24 <= len(pairs_in(judge)) <= len(judges) <= 48 for _, judge in divided)
     for own, judge in divided:
         known = {pair for pair in pairs_in(own) if pair[0] in judge.asking}
         assert set(pairs_in(replace(judge, lists=judge.known))) == known
 
 
-def test_a_task_whose_pairs_would_all_be_held_out_learns_from_them(tmp_path):
-    graph = graph_of(tmp_path, EdgeList([(0, pin) for pin in range(4)]))
-    write_pairs(tmp_path / "pairs.parquet", [(0, 1), (1, 0), (2, 3), (3, 2)])
-    examples = examples_of(Tasks(tasks=(Task(name="pair", pairs="pairs.parquet"),)), graph, tmp_path)
-    ((learned, judges),) = held_out(examples, 1.0, 1_000, seed=3)
-    assert (learned.count, judges.count) == (4, 0)
+def divided_pairs(tmp_path, pins, tasks, share, count_max, seed):
+    graph = graph_of(tmp_path, EdgeList([(0, pin) for pin in range(pins)]))
+    for name, pairs in tasks.items():
+        write_pairs(tmp_path / f"{name}.parquet", pairs)
+    found = Tasks(tasks=tuple(Task(name=name, pairs=f"{name}.parquet") for name in tasks))
+    divided = held_out(examples_of(found, graph, tmp_path), share, count_max, seed)
+    return [tuple(set(pairs_in(part)) for part in parts) for parts in divided]
+
+
+def test_a_small_task_is_judged_by_its_share_beside_a_large_one_that_is_judged_by_the_most_allowed(tmp_path):
+    large = [(first, second) for first in range(60) for second in range(first)]
+    tasks = {"large": large, "small": large[:300]}
+    (large_learned, large_judges), (small_learned, small_judges) = divided_pairs(tmp_path, 60, tasks, 0.1, 100, 3)
+    assert (len(large_judges), len(small_judges)) == (100, 30)
+    assert not (large_judges | small_judges) & (large_learned | small_learned)
+    assert len(large) - len(large_learned) <= 130
+
+
+def test_a_task_keeps_something_to_learn_from_and_nobody_is_judged_by_it(tmp_path):
+    large = [(first, second) for first in range(60) for second in range(first)]
+    for seed in range(30):  # its only pair is often among those of the large task that would judge
+        (_, judges), (learned, none) = divided_pairs(
+            tmp_path / str(seed), 60, {"large": large, "tiny": [(1, 0)]}, 0.4, 1_000, seed
+        )
+        assert (learned, none) == ({(1, 0)}, set())
+        assert (1, 0) not in judges

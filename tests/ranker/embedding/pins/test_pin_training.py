@@ -10,15 +10,16 @@ import torch
 
 from ranker.embedding.graph.materialised import materialise
 from ranker.embedding.graph.neighbours import make_neighbours
+from ranker.embedding.pins import training as pin_training
 from ranker.embedding.pins.candidates import SampleSettings
 from ranker.embedding.pins.inputs import read_inputs
 from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.producer import train_producer
 from ranker.embedding.pins.tasks import CO_SAVE, Task, Tasks
 from ranker.embedding.pins.trained import read_network, vectors_of, write_network
-from ranker.embedding.pins.training import PinTraining
+from ranker.embedding.pins.training import PinTraining, _Batch, _loss
 from ranker.embedding.retrieval import by_popularity, by_vectors, questions, ranked, retrieval
-from ranker.errors import DatasetError, DivergedError
+from ranker.errors import DatasetError, DivergedError, SettingError
 from tests.ranker.embedding.edges import EdgeList
 from tests.ranker.embedding.pins.planted import GROUPS, PINS, WALKS, edges, features, planted
 
@@ -124,7 +125,36 @@ def test_every_task_has_vectors_of_its_own(made, tmp_path):
         }
 
 
-def test_pairs_that_were_drawn_at_random_cannot_be_foretold(made, tmp_path):
+def test_vectors_longer_than_a_space_allows_are_refused_before_the_training(made):
+    with pytest.raises(
+        SettingError, match=r"the vectors would have 4,\d+ numbers, .* 4,096 at most; use fewer features"
+    ):
+        train(made, replace(SIZES, dim=4_096, features_kept=True))
+
+
+def test_a_loss_is_over_the_candidates_that_are_not_left_out_and_at_the_best_of_the_scales():
+    rng = np.random.default_rng(1)
+    pins, vectors = np.array([3, 5, 8, 9]), torch.from_numpy(rng.standard_normal((4, 6)).astype(np.float32))
+    drawn = torch.from_numpy(np.log([1.0, 0.5, 1.0, 1.0]).astype(np.float32))
+    rows = np.array([0, 1])
+    # Pin 3 asks for 5 and knows 9 and 7, which is no candidate; pin 8 asks for 9.
+    left_out = np.array([0, 1, 0, 0]), np.array([3, 8, 9, 7])
+    batch = _Batch("a", 1.0, (rows, np.array([3, 8])), left_out, (rows, np.array([5, 9])), 2)
+
+    def expected(scale):
+        cosines = vectors.numpy() @ vectors.numpy().T / np.linalg.norm(vectors.numpy(), axis=1)[:, None]
+        scores = cosines * scale - drawn.numpy()
+        first, second = scores[0, [1, 2]], scores[2, [3, 0, 1]]
+        return np.mean([np.log(np.exp(one).sum()) - one[0] for one in (first, second)])
+
+    losses = {scale: _loss(batch, pins, vectors, [torch.tensor(scale)], drawn).item() for scale in (0.5, 1.0, 3.0)}
+    assert losses == pytest.approx({scale: expected(scale) for scale in losses}, rel=1e-5)
+    every = _loss(batch, pins, vectors, [torch.tensor(scale) for scale in losses], drawn)
+    assert every.item() == min(losses.values())
+
+
+def test_pairs_that_were_drawn_at_random_cannot_be_foretold(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(pin_training, "_HELD_OUT", 0.2)
     # What was learned from the other direction of a pair, or from another task, would tell.
     generator, judged = np.random.default_rng(2), []
     first, second = generator.integers(1_000, 1_000 + PINS, (2, 90))
