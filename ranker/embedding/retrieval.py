@@ -29,6 +29,9 @@ SLICES = (0, 1, 10, 100)
 NOWHERE = np.iinfo(np.int64).max
 #: Scores in memory at a time.
 _SCORES_MAX = 1 << 24
+#: How far the neighbourhood of a medoid reaches, in cosines. Above 0.5, what lies halfway between two interests at
+#: right angles would count more than what is near one. On earlier events of MovieLens-1M, smaller ones find less.
+_WIDTH = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +164,18 @@ def by_users(asked: Questions, users: UserVectors, vectors: PinEmbeddings) -> Sc
 
 
 def by_interests(asked: Questions, vectors: PinEmbeddings, settings: InterestSettings) -> Scorer:
-    """Return the scores by the largest cosine with one of the medoids of a context's known pins.
+    """Return the scores by the cosines with the medoids of a context's known pins, near ones counting most.
 
-    The pins of a context have no times here, so a cluster is as important as it is large.
+    A score is the sum over clusters of their importance times exp((cosine - 1) / _WIDTH): how dense what is known lies
+    around a candidate. The pins of a context have no times here, so a cluster is as important as it is large.
     """
     unit, findable = _directions(asked, vectors)
 
     def scores(contexts: np.ndarray) -> np.ndarray:
         found = np.full((len(contexts), len(unit)), -np.inf, np.float32)
-        for row, medoids in enumerate(_medoids(asked, unit, findable, settings, contexts)):
+        for row, (medoids, importances) in enumerate(_clusters(asked, unit, findable, settings, contexts)):
             if len(medoids):
-                found[row] = (unit[medoids] @ unit.T).max(axis=0)
+                found[row] = importances @ np.exp((unit[medoids] @ unit.T - 1) / _WIDTH)
         found[:, ~findable] = -np.inf
         return found
 
@@ -187,7 +191,8 @@ def ranked_by_best_interest(asked: Questions, vectors: PinEmbeddings, settings: 
     unit, findable = _directions(asked, vectors)
     ranks, shown = [], np.zeros(len(unit), bool)
     contexts = np.arange(asked.contexts)
-    for context, medoids in zip(contexts, _medoids(asked, unit, findable, settings, contexts), strict=True):
+    clusters = _clusters(asked, unit, findable, settings, contexts)
+    for context, (medoids, _) in zip(contexts, clusters, strict=True):
         _, known = asked.known.of(contexts[context : context + 1])
         _, held = asked.held.of(contexts[context : context + 1])
         best = np.full(len(held), NOWHERE)
@@ -210,18 +215,22 @@ def _directions(asked: Questions, vectors: PinEmbeddings) -> tuple[np.ndarray, n
     return numbers / np.where(lengths > 0, lengths, 1), lengths[:, 0] > 0
 
 
-def _medoids(
+def _clusters(
     asked: Questions, unit: np.ndarray, findable: np.ndarray, settings: InterestSettings, contexts: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Yield the medoids of what each context knows, as positions of pins; none where it knows no pin with a vector."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the medoids of what each context knows, as positions of pins, and float64[K], their importances.
+
+    There are none where a context knows no pin with a vector.
+    """
     number, pins = asked.known.of(contexts)
     splits = np.searchsorted(number, np.arange(len(contexts) + 1))
     for first, stop in pairwise(splits):
         own = pins[first:stop][findable[pins[first:stop]]][: settings.pins_max]
         if not len(own):
-            yield own
+            yield own, np.zeros(0)
             continue
-        yield own[interests_of(unit[own], np.zeros(len(own), np.int64), settings).medoids]
+        found = interests_of(unit[own], np.zeros(len(own), np.int64), settings)
+        yield own[found.medoids], found.importances
 
 
 def by_popularity(asked: Questions) -> Scorer:

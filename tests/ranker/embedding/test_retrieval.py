@@ -108,6 +108,19 @@ def test_interests_ask_with_each_of_their_medoids_and_not_with_their_mean():
     assert by_interests(asked, held, InterestSettings()).findable.tolist() == [True] * 5 + [False]
 
 
+def test_a_cluster_counts_by_its_importance():
+    held = vectors({10: [1, 0], 11: [0, 1], 12: [0.05, 1], 13: [1, 0.1], 14: [0.1, 1]})
+    asked = questions(EdgeList([(1, 10), (1, 11), (1, 12)]), EdgeList([(1, 13), (1, 14)]), [held])
+    scorer = by_interests(asked, held, InterestSettings(distance=0.5))
+    numbers = held.vectors.astype(np.float64)
+    unit = numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
+    # Of two equally good pins of a cluster, the first is the medoid.
+    near = {medoid: np.exp((unit[medoid] @ unit.T - 1) / 0.4) for medoid in (0, 1)}
+    expected = near[0] / 3 + near[1] * 2 / 3
+    assert scorer.scores(np.array([0]))[0] == pytest.approx(expected, rel=1e-2)
+    assert ranked(asked, scorer).ranks.tolist() == [1, 0]
+
+
 def test_an_oracle_takes_the_cluster_that_finds_a_pin_first():
     held = vectors({10: [1, 0], 11: [0, 1], 12: [1, 1], 13: [1, 0.1], 14: [-0.1, 1], 15: [0, 0], 16: [0.2, 1]})
     known, right = EdgeList([(1, 10), (1, 11), (2, 15)]), EdgeList([(1, 13), (1, 14), (1, 16), (2, 10)])
@@ -118,7 +131,7 @@ def test_an_oracle_takes_the_cluster_that_finds_a_pin_first():
     one = ranked_by_best_interest(asked, held, InterestSettings(distance=0.5, clusters_max=1))
     assert one.ranks.tolist() == [0, 3, 2, NOWHERE]
     merged = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5)))
-    assert merged.ranks.tolist() == [0, 1, 2, NOWHERE]
+    assert merged.ranks.tolist() == [0, 2, 1, NOWHERE]  # 16 is a little farther from 11 than 14, and nearer to 10
     assert two.shown.tolist() == [False, False, True, True, True, False, True]
 
 
