@@ -109,14 +109,15 @@ def _space_in(bundle: Bundle) -> EmbeddingSpace:
     return next(iter(spaces))
 
 
-def space_of(name: str, content: str = "") -> EmbeddingSpace:
+def space_of(name: str, content: str = "", dim: int = DIM) -> EmbeddingSpace:
     """Return the embedding space that the SVD producer creates from a dataset.
 
     Args:
         name: name of the dataset.
         content: digest of what produced it; empty before anything has.
+        dim: numbers of a vector.
     """
-    return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16", content=content)
+    return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=dim, dtype="float16", content=content)
 
 
 def content_digest(*parts: object) -> str:
@@ -138,7 +139,7 @@ def content_digest(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str) -> PinEmbeddings:
+def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str, dim: int = DIM) -> PinEmbeddings:
     """Factorise the matrix of users' actions on pins, so that pins of similar users are close to each other.
 
     Args:
@@ -146,6 +147,7 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str) -> PinE
         before_ms: end of the producer's window, Unix time in milliseconds.
         seed: seed of the randomised solver.
         name: name of the dataset, after which the space is named.
+        dim: numbers of a vector; those beyond the rank of the matrix are zero.
 
     Raises:
         DatasetError: the window has too few interactions.
@@ -164,16 +166,16 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str) -> PinE
     # The square root of the counts prevents a few popular pins from dominating every dimension.
     popularity = np.sqrt(np.bincount(pin, weights=weight, minlength=len(pins)) + 1.0)
     matrix = csr_matrix((weight / popularity[pin], (user, pin)), shape=(len(users), len(pins)), dtype=np.float32)
-    dim = min(DIM, min(matrix.shape) - 1)
-    fitted = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(matrix)
+    rank = min(dim, min(matrix.shape) - 1)
+    fitted = TruncatedSVD(rank, n_iter=7, random_state=seed).fit(matrix)
     # A compromise: equal weights give noise as much influence as taste, full weights leave little but popularity.
     components = fitted.components_.T * np.sqrt(fitted.singular_values_)
-    vectors = np.zeros((len(pins), DIM), np.float32)
-    vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
+    vectors = np.zeros((len(pins), dim), np.float32)
+    vectors[:, :rank] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     given = log.user_ids[users][user], log.pin_ids[pins][pin], weight
-    content = content_digest("svd", PRODUCER_VERSION, DIM, seed, *given)
-    return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16), space_of(name, content))
+    content = content_digest("svd", PRODUCER_VERSION, dim, seed, *given)
+    return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16), space_of(name, content, dim))
 
 
 def encode_embeddings(embeddings: PinEmbeddings) -> bytes:

@@ -50,11 +50,16 @@ def svd(
     name: Annotated[str | None, typer.Option(help="Name of the space's dataset (default: that of the data).")] = None,
     actions: ActionsOption = None,
     before: BeforeOption = None,
+    dim: Annotated[int, typer.Option(min=2, max=1_024, help="Numbers of a vector.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the solver.")] = 0,
 ) -> None:
     """Fit the vectors that `pinrank train` fits by itself: a truncated SVD of users' actions on pins.
 
+    Longer vectors tell more pins apart, where many of them are new: `pinrank train --pin-vectors` ranks with them.
+
     Example: [bold]pinrank embed svd data/deskdrop --out vectors.parquet --before training[/]
+
+    Example: [bold]pinrank embed svd data/deskdrop --dim 64 --out vectors.parquet --before training[/]
     """
     with explained():
         from ranker.data.embeddings import svd_embeddings  # noqa: PLC0415
@@ -65,7 +70,7 @@ def svd(
         log, dataset_name = log_of(folder, actions, reporter)
         until_ms = until_ms_of(before, log)
         with reporter.step("embeddings"):
-            found = svd_embeddings(log, until_ms, seed, name or dataset_name)
+            found = svd_embeddings(log, until_ms, seed, name or dataset_name, dim)
         write_vectors(out, found, VectorsOrigin(space=found.space, until_ms=until_ms, made_by=command_line()))
     say(f"wrote vectors of {len(found.pin_ids):,} pins in {found.space.ref} to {out}")
 

@@ -381,6 +381,17 @@ def test_vectors_of_pins_and_neighbours_are_trained_and_made_again_with_the_same
     assert (code, "task 'a' needs either sets or pairs" in output) == (1, True)
 
 
+def test_vectors_of_another_length_are_another_space(data: Path, vectors: Path, tmp_path: Path) -> None:
+    code, output = run("embed", "svd", data, "--dim", "5", "--out", tmp_path / "short.parquet", "--before", "training")
+    assert code == 0, output
+    short, default = read_vectors(tmp_path / "short.parquet"), read_vectors(vectors)
+    assert (short.embeddings.vectors.shape[1], short.origin.space.dim, default.origin.space.dim) == (5, 5, 32)
+    assert short.origin.space.content != default.origin.space.content
+    first = default.embeddings.vectors[:, :5].astype(np.float32)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    assert ((first * short.embeddings.vectors).sum(axis=1) > 0.99).mean() > 0.9  # the same directions, but for rounding
+
+
 def test_options_of_a_training_say_nothing_to_a_network_that_is_trained_and_are_refused(tmp_path: Path) -> None:
     made = ("embed", "pins", tmp_path, "--graph", tmp_path, "--network", tmp_path / "n.npz", "--out", tmp_path / "out")
     code, output = run(*made, "--dim", "64", "--keep-features")
