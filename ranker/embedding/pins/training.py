@@ -229,8 +229,8 @@ def _drawn(examples: Examples, numbers: np.ndarray, generator: np.random.Generat
 def _loss(batch: _Batch, pins: np.ndarray, vectors: Tensor, scales: list[Tensor], log_drawn: Tensor) -> Tensor:
     """Return the mean over examples of how unlikely the right pins are, each of an example counting the same.
 
-    The likelihood is a softmax over the candidates that are not left out. Of several scales, the one
-    with the lowest loss counts.
+    The likelihood is a softmax over the candidates that are not left out. Of several scales, the one with the lowest
+    loss counts.
     """
     rows, asking = (torch.from_numpy(part) for part in (batch.asking[0], np.searchsorted(pins, batch.asking[1])))
     questions = torch.zeros(batch.rows, vectors.shape[1]).index_add(0, rows, vectors[asking])

@@ -33,19 +33,6 @@ from tests.ranker.interactions import KINDS, write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_atomic(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def vectors(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vectors") / "v.parquet"
-    code, output = run("embed", "svd", data, "--out", path, "--before", "training")
-    assert code == 0, output
-    return path
-
-
 def narrower(path: Path, target: Path, dim: int) -> Path:
     """Write the first numbers of vectors, at length one again, as a space of their own."""
     found = read_vectors(path)
@@ -340,47 +327,6 @@ def test_a_successor_takes_a_refresh_of_its_parents_space_only(
         make_bundle(tmp_path / "unknown", later, recipe, Notes(), parent=parent, vectors=unknown)
 
 
-def test_vectors_of_pins_and_neighbours_are_trained_and_made_again_with_the_same_network(
-    data: Path, vectors: Path, tmp_path: Path
-) -> None:
-    walked, joined, out = tmp_path / "n", tmp_path / "m", tmp_path / "pins"
-    assert run("embed", "walks", data, "--out", walked, "--before", "training")[0] == 0
-    assert run("embed", "materialise", walked, "--features", vectors, "--out", joined)[0] == 0
-    made = ("embed", "pins", joined, "--graph", walked)
-    sizes = (
-        "--variant",
-        "pooled",
-        "--dim",
-        "8",
-        "--trained-dim",
-        "4",
-        "--epochs",
-        "3",
-        "--batch",
-        "16",
-        "--keep-features",
-    )
-    code, output = run(*made, *sizes, "--out", out)
-    assert code == 0, output
-    assert "epoch 3: training loss" in output
-    found = read_vectors(out / "co-save.parquet")
-    assert f"in {found.origin.space.ref} to" in output
-    assert found.embeddings.space.dim == read_vectors(vectors).embeddings.space.dim + 8
-    assert found.origin.until_ms == read_vectors(vectors).origin.until_ms
-    code, output = run("embed", "evaluate", out / "co-save.parquet", "--data", data)
-    assert code == 0, output
-    again = tmp_path / "again"
-    code, output = run(*made, "--network", out / "network.npz", "--out", again)
-    assert code == 0, output
-    assert np.array_equal(read_vectors(again / "co-save.parquet").embeddings.vectors, found.embeddings.vectors)
-    assert not (again / "network.npz").exists()
-    code, output = run(*made, "--out", out)
-    assert (code, "network.npz exists; choose another folder, or remove it" in output) == (1, True)
-    (tmp_path / "tasks.toml").write_text('[[tasks]]\nname = "a"\n')
-    code, output = run(*made, "--tasks", tmp_path / "tasks.toml", "--out", tmp_path / "other")
-    assert (code, "task 'a' needs either sets or pairs" in output) == (1, True)
-
-
 def test_vectors_of_another_length_are_another_space(data: Path, vectors: Path, tmp_path: Path) -> None:
     code, output = run("embed", "svd", data, "--dim", "5", "--out", tmp_path / "short.parquet", "--before", "training")
     assert code == 0, output
@@ -390,12 +336,6 @@ def test_vectors_of_another_length_are_another_space(data: Path, vectors: Path, 
     first = default.embeddings.vectors[:, :5].astype(np.float32)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     assert ((first * short.embeddings.vectors).sum(axis=1) > 0.99).mean() > 0.9  # the same directions, but for rounding
-
-
-def test_options_of_a_training_say_nothing_to_a_network_that_is_trained_and_are_refused(tmp_path: Path) -> None:
-    made = ("embed", "pins", tmp_path, "--graph", tmp_path, "--network", tmp_path / "n.npz", "--out", tmp_path / "out")
-    code, output = run(*made, "--dim", "64", "--keep-features")
-    assert (code, "--network trains nothing, so leave out --dim, --keep-features" in output) == (1, True)
 
 
 def test_newer_pins_are_added_to_a_file_as_the_means_of_their_users(data: Path, vectors: Path, tmp_path: Path) -> None:
