@@ -75,15 +75,22 @@ class Envoy:
         """Return the number of servers that get calls."""
         return self.statistics()["cluster.pinrank.membership_healthy"]
 
-    def access_log(self, lines_min: int = 0) -> list[dict[str, Any]]:
-        """Return the lines of the access log so far, once there are so many. A thread of Envoy's writes them."""
-        until_s = time.monotonic() + 30
-        while True:
+    def access_log(self, method: str) -> list[dict[str, Any]]:
+        """Return the lines of the access log, once one names a method: a thread of Envoy's writes them later.
+
+        Raises:
+            RuntimeError: the method is not there after 30 s.
+        """
+        found: list[dict[str, Any]] = []
+
+        def is_there() -> bool:
             self._ask("POST", "/reopen_logs")  # asks it to write what it still holds
             *lines, _ = self.log.read_text().split("\n")  # the last may not be whole yet
-            if len(lines) >= lines_min or time.monotonic() > until_s:
-                return [json.loads(line) for line in lines]
-            time.sleep(0.05)
+            found[:] = map(json.loads, lines)
+            return any(line["method"] == method for line in found)
+
+        until(is_there, lambda: f"{method} is not in the access log")
+        return found
 
     def _ask(self, method: str, path: str) -> bytes:
         asked = _UnixConnection(self.admin)

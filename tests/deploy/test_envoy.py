@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from uuid import uuid4
 
 import grpc
 import grpc.aio
@@ -62,6 +63,17 @@ def call(behind, caller, method=RANK, metadata=(), content=None, timeout_s=20.0)
         return made.code().name, made.details() or "", dict(made.trailing_metadata() or ())
 
 
+def logged(behind, calls):
+    """Call, and return what was found with the lines of these calls: those between two calls that have no route."""
+    first, last = (f"/tests/{uuid4()}" for _ in range(2))
+    call(behind, "feed", first, content=b"")
+    found = calls()
+    call(behind, "feed", last, content=b"")
+    lines = behind.envoy.access_log(last)
+    methods = [line["method"] for line in lines]
+    return found, lines[methods.index(first) + 1 : methods.index(last)]
+
+
 def test_calls_pass_with_a_certificate_and_nobody_else_connects(behind, tmp_path):
     assert call(behind, "feed")[0] == "OK"
     stranger = Authority(tmp_path / "stranger").client()
@@ -73,10 +85,8 @@ def test_calls_pass_with_a_certificate_and_nobody_else_connects(behind, tmp_path
 
 
 def test_calls_go_to_the_servers_in_turn_and_the_log_says_whose_they_were(behind):
-    before = len(behind.envoy.access_log())
-    for _ in range(10):
-        assert call(behind, "feed")[0] == "OK"
-    lines = behind.envoy.access_log(before + 10)[before:]
+    found, lines = logged(behind, lambda: [call(behind, "feed")[0] for _ in range(10)])
+    assert found == ["OK"] * 10
     assert Counter(line["server"] for line in lines) == {f"127.0.0.1:{one.grpc_port}": 5 for one in behind.servers}
     assert {(line["caller"], line["method"], line["grpc_status"], line["attempts"]) for line in lines} == {
         ("spiffe://tests/feed", RANK, "OK", 1)
@@ -112,18 +122,17 @@ def test_a_client_cannot_say_that_it_is_somebody_else(behind, names):
 def test_a_refusal_reaches_the_caller_with_its_pushback_and_is_not_retried(behind):
     # These ask Envoy to retry it all the same.
     metadata = (("x-envoy-retry-grpc-on", "resource-exhausted"), ("x-envoy-max-retries", "5"))
-    before, lines_before = behind.envoy.statistics(), len(behind.envoy.access_log())
-    found = [call(behind, "limited", metadata=metadata) for _ in range(8)]
+    before = retried(behind)
+    found, lines = logged(behind, lambda: [call(behind, "limited", metadata=metadata) for _ in range(8)])
     # The quota is each server's own.
     assert [code for code, _, _ in found] == ["OK"] * 6 + ["RESOURCE_EXHAUSTED"] * 2
     for _, text, trailers in found[6:]:
         assert "caller 'limited' has used its quota" in text
         assert trailers["grpc-retry-pushback-ms"] == "-1"
-    assert retried(behind) == before["cluster.pinrank.upstream_rq_retry"]
-    lines = behind.envoy.access_log(lines_before + 8)[lines_before:]
-    assert [(line["caller"], line["grpc_status"], line["attempts"]) for line in lines[6:]] == [
-        ("spiffe://tests/limited", "ResourceExhausted", 1)
-    ] * 2
+    assert retried(behind) == before
+    assert [(line["caller"], line["grpc_status"], line["attempts"]) for line in lines] == [
+        ("spiffe://tests/limited", status, 1) for status in ["OK"] * 6 + ["ResourceExhausted"] * 2
+    ]
 
 
 def retried(behind):
