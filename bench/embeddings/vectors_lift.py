@@ -4,7 +4,8 @@ Both rankers have the same recipe, data, requests and candidates; only the vecto
 events before the training's, and pins that are newer get the mean of those who acted on them. The network knows these
 events, too, and makes vectors anew. Both do so at the start of each slice of time, as of which all other features are,
 too. Where most events are on new pins, the slices are short, as with `pinrank embed follow`: in longer ones, most pins
-that somebody acts on are new within the slice, and have no vector of either kind.
+that somebody acts on are new within the slice, and have no vector of either kind. Each ranker and network is trained
+three times, with other seeds: two trainings of one recipe can differ by more than the kinds of vectors do.
 
 MovieLens-1M is downloaded. The other datasets must be in `data/NAME`; create them with
 `pinrank data NAME SOURCE --out data/NAME`. Trained bundles and networks stay in `data/vectors_lift/`, where a second
@@ -15,16 +16,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from bench.embeddings.producing import neighbourhoods_until
+from bench.embeddings.several import compared
 from bench.engines.lift import COURSES, Course, LiftPlan, Subject, read_dataset, train_subject
 from bench.engines.lift import DATA as DATA_FOLDER
 from bench.harness import Claim, Conclusion, Raw
 from kernels.cpu.openvino_engine import OpenVinoEngine
-from model_store.bundle.files import read_bundle
+from model_store.bundle.files import Bundle, read_bundle
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.requests import Split, producer_until_ms
 from ranker.embedding.pins.as_of import NetworkVectors
@@ -34,13 +37,14 @@ from ranker.embedding.pins.tasks import CO_SAVE
 from ranker.embedding.pins.trained import TrainedPins, read_network, write_network
 from ranker.embedding.pins.training import PinTraining
 from ranker.evaluation.bootstrap import RESAMPLES
-from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.scoring import score_test
 from ranker.training.examples import Sampling
 
-SEED = 7
+#: Of the trainings of each kind; the first is also that of the test's candidates.
+SEEDS = (7, 8, 9)
 #: Of the network: small batches, as the logs have few users. Its vectors begin with those of the SVD.
 SIZES = PinNetworkSettings(variant="pooled", dim=32, trained_dim=32, own_dropped=0.3, features_kept=True)
-TRAINING = PinTraining(epochs_max=30, patience=4, batch=256, seed=SEED)
+TRAINING = PinTraining(epochs_max=30, patience=4, batch=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Goal:
 #: What the table says nothing about.
 CAVEATS = (
     "candidates other than a request's own pins are drawn at random, and easier to tell than those of a retrieval",
-    "the intervals are over users, for one training of each ranker and network; other seeds give other rankers",
+    "the intervals are over users, for the mean of three trainings; they say nothing of other seeds",
     "what users would have done with an order that nobody showed them",
 )
 GOALS = {"deskdrop": Goal("closeup", 15.0), "kuairand": Goal("long_view", 2.0), "ml-1m": Goal("save", -1.0)}
@@ -76,64 +80,69 @@ def measure(
     plan = plan or (
         LiftPlan(requests_max=40, newest_requests_max=40, test_requests_max=40, epochs=1) if quick else LiftPlan()
     )
-    raw: Raw = {"courses": {}, "requests": plan.requests_max, "test_requests": plan.test_requests_max, "seed": SEED}
+    seeds = SEEDS[:2] if quick else SEEDS
+    raw: Raw = {
+        "courses": {},
+        "requests": plan.requests_max,
+        "test_requests": plan.test_requests_max,
+        "seeds": list(seeds),
+    }
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         for course in courses:
             folder = (Path(temporary) if quick else keep) / course.name
-            raw["courses"][course.name] = _compared(course, plan, data, folder, quick=quick)
+            raw["courses"][course.name] = _compared(course, plan, data, folder, seeds, quick=quick)
             yield raw
 
 
-def _compared(course: Course, plan: LiftPlan, data: Path, folder: Path, *, quick: bool) -> Raw:
-    """Train both rankers on a dataset, and return their HIT@3 by head."""
+def _compared(course: Course, plan: LiftPlan, data: Path, folder: Path, seeds: tuple[int, ...], *, quick: bool) -> Raw:
+    """Train both kinds of ranker on a dataset, and return their HIT@3 by head."""
     dataset, split = read_dataset(course.name, data), SPLITS.get(course.name, Split())
     log = action_log(dataset)
-    vectors = NetworkVectors.of(_network(log, folder, quick=quick))
-    bundles = {}
-    for number, (name, given) in enumerate({"svd": None, "network": vectors}.items(), start=1):
-        path = folder / name
-        if not path.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            train_subject(course, Subject("late"), dataset, plan, SEED, number, path, given, split)
-        bundles[name] = read_bundle(path)
-    sampling = Sampling(requests_max=plan.test_requests_max)
-    found = evaluate(
-        bundles, log, OpenVinoEngine, sampling, SEED, split, baseline="svd", data=course.name,
-        resamples=50 if quick else RESAMPLES, vectors=[vectors],
-    )  # fmt: skip
-    heads: dict[str, dict[str, Any]] = {}
-    for score in found.scores:
-        hit = score.hit_at_3_by_head
-        if hit is not None and score.scorer in bundles:
-            lift = hit.lift_percent
-            own = {"hit": hit.mean.value, "auc": score.auc}
-            if lift is not None:
-                own |= {"lift_percent": lift.value, "low": lift.low, "high": lift.high}
-            heads.setdefault(score.head, {})[score.scorer] = own
-    return {"requests": found.requests, "users": found.users, "heads": heads}
+    networks = {seed: NetworkVectors.of(_network(log, folder, seed, quick=quick)) for seed in seeds}
+    kinds: dict[str, dict[str, Bundle]] = {}
+    for number, kind in enumerate(("svd", "network"), start=1):
+        for seed, network in networks.items():
+            path, given = folder / f"{kind}-{seed}", network if kind == "network" else None
+            if not path.is_dir():
+                train_subject(course, Subject("late"), dataset, plan, seed, number, path, given, split)
+            kinds.setdefault(kind, {})[path.name] = read_bundle(path)
+    bundles = {name: bundle for of_kind in kinds.values() for name, bundle in of_kind.items()}
+    sampling, vectors = Sampling(requests_max=plan.test_requests_max), list(networks.values())
+    test = score_test(bundles, log, OpenVinoEngine, sampling, SEEDS[0], split, vectors=vectors)
+    return {
+        "requests": len(test.users),
+        "users": len(np.unique(test.users)),
+        "heads": compared(test, {kind: list(own) for kind, own in kinds.items()}, 50 if quick else RESAMPLES, SEEDS[0]),
+    }
 
 
-def _network(log: ActionLog, folder: Path, *, quick: bool) -> TrainedPins:
+def _network(log: ActionLog, folder: Path, seed: int, *, quick: bool) -> TrainedPins:
     """Train a network on the events before those of the ranker, or read the one that is there."""
-    path = folder / "network.npz"
+    path = folder / f"network-{seed}.npz"
     if path.exists():
         return read_network(path)
     until_ms = producer_until_ms(log, Split())
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         work = Path(temporary)
-        graph, walks, joined = neighbourhoods_until(log, until_ms, work, SEED, 20 if quick else 200)
+        graph, walks, joined = neighbourhoods_until(log, until_ms, work, SEEDS[0], 20 if quick else 200)
         training = PinTraining(epochs_max=1, batch=64) if quick else TRAINING
+        training = replace(training, seed=seed)
         trained = train_producer("bench", joined, graph, walks, CO_SAVE, work, SIZES, training)
     folder.mkdir(parents=True, exist_ok=True)
     write_network(path, trained)
     return trained
 
 
+def _shown(kind: Raw) -> str:
+    """Return the mean of a kind's trainings, and each of them."""
+    return f"{kind['hit']:.4f} ({', '.join(f'{hit:.3f}' for hit in kind['hits'])})"
+
+
 def conclude(raw: Raw) -> Conclusion:
     claims: list[Claim] = []
     summary: dict[str, float | None] = {}
     lines = [
-        "| data | head | HIT@3 with an SVD | with a network | lift, 95% interval over users |",
+        "| data | head | HIT@3 with an SVD (each training) | with a network | lift, 95% interval over users |",
         "|---|---|---|---|---|",
     ]
     for name, course in raw["courses"].items():
@@ -142,7 +151,7 @@ def conclude(raw: Raw) -> Conclusion:
             if own.get("lift_percent") is None:
                 continue
             lift = f"{own['lift_percent']:+.1f}% [{own['low']:+.1f}, {own['high']:+.1f}]"
-            lines.append(f"| {name} | {head} | {svd['hit']:.4f} | {own['hit']:.4f} | {lift} |")
+            lines.append(f"| {name} | {head} | {_shown(svd)} | {_shown(own)} | {lift} |")
             summary[f"{name}, {head}: HIT@3 with an SVD"] = svd["hit"]
             summary[f"{name}, {head}: HIT@3 with a network"] = own["hit"]
             goal = GOALS[name]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from bench.embeddings import interests, pin_networks, pin_tasks, user_ages, user_lift, user_vectors, vectors_lift
+from bench.embeddings.several import compared
 from bench.engines.lift import Course
 from bench.harness import BenchmarkError, run, whole
 from ranker.data.actions import action_log
 from ranker.data.atomic.recbole import read_atomic
+from ranker.evaluation.scoring import BundleScores, ScoredTest
 from tests.ranker.interactions import write_atomic
 
 TOY = Course("toy", "toy", "save")
@@ -28,9 +30,30 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
     scorers = raw["courses"]["toy"]["heads"]["save"]
     assert scorers.keys() == {"svd", "network"}
     assert "lift_percent" not in scorers["svd"]
+    assert [len(of_kind["hits"]) for of_kind in scorers.values()] == [2, 2]
     assert [claim.target for claim in concluded.claims] == [1.0, 0.0]
     assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
     assert not (tmp_path / "vectors_lift").exists()
+
+
+def test_a_kind_of_ranker_counts_as_the_mean_of_its_trainings() -> None:
+    """Two users with a request of five pins each, of which the first was saved, and nothing hidden."""
+    labels = np.tile([[1, 0], [0, 0], [0, 0], [0, 0], [0, 0]], (2, 1)).astype(np.float32)
+    first, last = [0.9, 0.5, 0.4, 0.3, 0.2], [0.1, 0.5, 0.4, 0.3, 0.2]
+
+    def scored(*scores: float) -> BundleScores:
+        return BundleScores(("hide", "save"), np.stack([np.zeros(10), np.array(scores)], axis=1), None, "none")
+
+    by_bundle = {"a": scored(*first, *last), "b": scored(*last, *last), "c": scored(*first, *first)}
+    splits, users = np.array([0, 5, 10], np.int32), np.array([3, 4])
+    test = ScoredTest(("save", "hide"), labels, labels, splits, users, users, by_bundle)
+    found = compared(test, {"old": ["a", "b"], "new": ["a", "c"]}, 200, 7)
+    assert found["save"]["old"] == {"hit": 0.25, "hits": [0.5, 0.0]}
+    assert found["save"]["new"]["hits"] == [0.5, 1.0]
+    assert found["save"]["new"]["lift_percent"] == pytest.approx(200.0)
+    # Of two users, a quarter of the resamples has only the one whom the old kind never serves: no lift is defined.
+    assert found["save"]["new"]["low"] is None
+    assert "hide" not in found
 
 
 def test_a_ranker_with_vectors_of_users_is_compared_with_one_without(tmp_path: Path) -> None:
