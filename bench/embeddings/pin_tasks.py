@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.embeddings.producing import neighbourhoods_until
+from bench.embeddings.producing import neighbourhoods_until, svd_until
 from bench.engines.lift import DATA, read_dataset
 from bench.harness import Claim, Conclusion, Raw
 from ranker.data.actions import action_log
@@ -80,7 +80,7 @@ def measure(*, quick: bool = False, data: Path = DATA) -> Iterator[Raw]:
     raw: Raw = {"cutoff": CUTOFF, "seed": SEED, "held_out": HELD_OUT, "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         folder = Path(temporary)
-        graph, walks, joined = neighbourhoods_until(log, until_ms, folder, SEED)
+        graph, walks, joined = neighbourhoods_until(log, until_ms, folder, svd_until(log, until_ms, SEED))
         asked = {"co-save": _Asked(questions(LogEdges(log, until_ms), LogEdges(log, None, since_ms=until_ms)), None)}
         for name, column in PAIRS.items():
             asked[name] = _divided(data / "grocery" / "grocery.item", column, graph.pin_ids, folder, name)

@@ -1,4 +1,4 @@
-"""Compares two kinds of ranker by several trainings of each: one training of either says little.
+"""Compares kinds of ranker by several trainings of each: one training of either says little.
 
 Two trainings of one recipe, which differ by their seed alone, can be further apart than what is compared. So a kind's
 HIT@3 of a request is the mean of its trainings, and the intervals are over users for these means.
@@ -17,16 +17,16 @@ from ranker.evaluation.scoring import BundleScores, ScoredTest
 
 
 def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: int, seed: int) -> dict[str, Any]:
-    """Return the mean HIT@3 of each kind by head, and what the second kind gains over the first.
+    """Return the mean HIT@3 of each kind by head, and what each further kind gains over the first.
 
     Args:
         test: the scores of all trainings.
-        kinds: the names of each kind's trainings among the bundles; the first kind is what the second is compared with.
+        kinds: the names of each kind's trainings among the bundles; the first is what the others are compared with.
         resamples: the number of resamples of users.
         seed: of the resamples.
 
     Returns:
-        By head that a request counts for, and kind: `hit`, and `hits` of each training; for the second kind also
+        By head that a request counts for, and kind: `hit`, and `hits` of each training; for all but the first also
         `lift_percent`, `low` and `high`, None where too few users have a hit of the first.
     """
     counted = requests_with(test.labels, test.row_splits)
@@ -37,14 +37,14 @@ def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: in
     sums = resample(test.users, np.stack([*means, counted], axis=1).reshape(len(counted), -1), resamples, seed)
     found: dict[str, Any] = {}
     for column in np.flatnonzero(counted.any(axis=0)).tolist():
-        base, own = sums[column], sums[len(test.heads) + column]
-        lift = ((own - base) / base).scaled(100).estimate()
-        of_head: dict[str, Any] = {}
-        for kind, of_kind in by_training.items():
+        of_head = found.setdefault(test.heads[column], {})
+        for number, (kind, of_kind) in enumerate(by_training.items()):
             each = of_kind[..., column].sum(axis=1) / counted[:, column].sum()
             of_head[kind] = {"hit": float(each.mean()), "hits": each.tolist()}
-        of_head[list(kinds)[1]] |= {"lift_percent": lift.value, "low": lift.low, "high": lift.high}
-        found[test.heads[column]] = of_head
+            if number:
+                base, own = sums[column], sums[number * len(test.heads) + column]
+                lift = ((own - base) / base).scaled(100).estimate()
+                of_head[kind] |= {"lift_percent": lift.value, "low": lift.low, "high": lift.high}
     return found
 
 

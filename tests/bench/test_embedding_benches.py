@@ -28,9 +28,9 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
         tmp_path / "results",
     )
     scorers = raw["courses"]["toy"]["heads"]["save"]
-    assert scorers.keys() == {"svd", "network"}
+    assert scorers.keys() == {"svd", "long svd", "network"}
     assert "lift_percent" not in scorers["svd"]
-    assert [len(of_kind["hits"]) for of_kind in scorers.values()] == [2, 2]
+    assert [len(of_kind["hits"]) for of_kind in scorers.values()] == [2, 2, 2]
     assert [claim.target for claim in concluded.claims] == [1.0, 0.0]
     assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
     assert not (tmp_path / "vectors_lift").exists()
