@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ranker.errors import SettingError
 from ranker.network.encoder import CrossFusion, EarlyFusion, LateFusion, per_row
+from ranker.network.pieces import Pieces
 from ranker.network.serving_form import encode_cross, encode_early, encode_late, split_linear
 
 Fusion = Literal["none", "late", "early", "cross"]
@@ -51,7 +52,11 @@ class NetworkConfig:
     pieces: int = 0
     #: Width to which the pieces are mapped before they are crossed with the other features.
     pieces_dim: int = 32
+    #: Numbers of a vector.
     dim: int = 32
+    #: Numbers of a vector, from the first, that are crossed with the other features; 0 for all. More are worth their
+    #: cost only in similarities, which compare whole vectors, and in the encoder, which maps them to a smaller width.
+    crossed_dim: int = 0
     fusion: Fusion = "early"
     action_dim: int = 32
     token_pin_dim: int = 32
@@ -77,6 +82,11 @@ class NetworkConfig:
     @property
     def sequence(self) -> bool:
         return self.fusion != "none"
+
+    @property
+    def crossed(self) -> int:
+        """Numbers of each vector that are crossed with the other features."""
+        return min(self.crossed_dim or self.dim, self.dim)
 
     @property
     def compared(self) -> int:
@@ -116,43 +126,6 @@ class CrossNetwork(nn.Module):
         return crossed
 
 
-class Pieces(nn.Module):
-    """Encodes each of F numbers piecewise linearly: of T pieces of its range, how much of each lies below the number.
-
-    A number of any distribution, such as a count, then needs no curve that the layers would have to learn (Gorishniy et
-    al., 2022, arXiv 2203.05556). The pieces hold equally many training rows each.
-
-    Columns are ordered by piece, then by number, so that engines compute them in long vectors.
-    """
-
-    lower: Tensor
-    scale: Tensor
-
-    def __init__(self, numbers: int, pieces: int) -> None:
-        super().__init__()
-        self.register_buffer("lower", torch.zeros(pieces, numbers))
-        self.register_buffer("scale", torch.zeros(pieces, numbers))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return float32[N, T * F], in [0, 1], from float32[N, F]."""
-        repeated = torch.cat([values] * len(self.lower), dim=-1)
-        return ((repeated - self.lower.flatten()) * self.scale.flatten()).clamp(0, 1)
-
-    def fit(self, values: Tensor) -> None:
-        """Divide the ranges of float32[N, F] training rows."""
-        shares = torch.linspace(0, 1, len(self.lower) + 1, dtype=torch.float64)
-        edges = torch.stack([torch.quantile(column, shares) for column in _sample(values).double().T], dim=1)
-        width = edges[1:] - edges[:-1]
-        self.lower.copy_(edges[:-1])
-        # A piece without extent, where many rows have one number, says nothing.
-        self.scale.copy_(torch.where(width > 1e-6, 1 / width, 0.0))
-
-
-def _sample(values: Tensor, rows_max: int = 1 << 20) -> Tensor:
-    """Return at most so many rows, evenly; more do not move the quantiles."""
-    return values[:: -(-len(values) // rows_max)]
-
-
 class RankerNetwork(nn.Module):
     """One logit per head for every (request, candidate) row.
 
@@ -182,11 +155,11 @@ class RankerNetwork(nn.Module):
         self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
         # Of another space than the pins': mapped to theirs, it is compared with the candidate.
-        self.user_vector = nn.Linear(config.user_vector, config.dim) if config.user_vector else None
-        mapped = config.dim if config.user_vector else 0
-        request_width = 2 * config.dim + of_user + config.surface_dim + mapped
+        self.user_vector = nn.Linear(config.user_vector, config.crossed) if config.user_vector else None
+        mapped = config.crossed if config.user_vector else 0
+        request_width = 2 * config.crossed + of_user + config.surface_dim + mapped
         # Pieces of the similarities are crossed in their place.
-        row_width = 3 * config.dim + of_pin + mapped + (0 if config.pieces else config.compared)
+        row_width = 3 * config.crossed + of_pin + mapped + (0 if config.pieces else config.compared)
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.compared
         if config.pieces:
@@ -310,6 +283,11 @@ class RankerNetwork(nn.Module):
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, what `encode` returns."""
         user_scalars = _joined(user_scalars, recency, interest_importances)
+        crossed = self.config.crossed
+        if crossed < self.config.dim:  # not one more operator in the exported network
+            user_embedding, query, pin_embedding = (
+                vector[..., :crossed] for vector in (user_embedding, query, pin_embedding)
+            )
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
             user_embedding,
@@ -321,12 +299,12 @@ class RankerNetwork(nn.Module):
             pin_embedding,
             (pin_scalars - self.pin_mean) / self.pin_deviation,
             # Products of unit vectors are small compared with standardised scalars, so they are scaled up.
-            self.config.dim * pin_embedding * asked,
-            self.config.dim * pin_embedding * user,
+            crossed * pin_embedding * asked,
+            crossed * pin_embedding * user,
         ]
         if self.user_vector is not None:
             of_request.append(self.user_vector(user_vector))
-            of_row.append(self.config.dim * pin_embedding * per_row(of_request[-1], row_request))
+            of_row.append(crossed * pin_embedding * per_row(of_request[-1], row_request))
         direct: list[Tensor] = []
         numbers = [pin_scalars]
         if similarities is not None or interest_similarities is not None:

@@ -62,11 +62,11 @@ _DECIDED = frozenset(
     }
 )
 
-#: Sizes that a network may have none of: the readout map, and the pieces of numbers.
-_MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank"})
+#: Sizes of which 0 means none, or no limit.
+_MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank", "crossed_dim"})
 
 #: Of every variant. Bundles that were made before do not name these sizes, so their defaults are 0.
-_EVERY = MappingProxyType({"pieces": 4, "cross_rank": 32})
+_EVERY = MappingProxyType({"pieces": 4, "cross_rank": 32, "crossed_dim": 32})
 
 
 def network_overrides(name: str) -> dict[str, Any]:

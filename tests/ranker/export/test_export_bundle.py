@@ -29,6 +29,17 @@ def test_every_variant_exports_and_computes_what_is_published(fusion: Fusion, fo
         assert engine.kernel == (instruction_sets()[-1] if native else "none")
 
 
+@pytest.mark.parametrize("fusion", ["none", "late", "early"])
+def test_vectors_of_which_only_the_first_numbers_are_crossed_compute_the_same(fusion: Fusion) -> None:
+    taken, specs = read_by(fusion, batch())
+    trained = network(fusion, crossed_dim=8)
+    content = export_onnx(trained, taken)
+    with torch.inference_mode():
+        expected = trained.published(**tensors(taken)).numpy()
+    for engine in (NumpyEngine(content, specs, 3), OpenVinoEngine(content, specs, 3)):
+        np.testing.assert_allclose(engine.run(taken), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(("fills", "rows"), [((LENGTH,), 1), ((3, LENGTH), 200), ((0,), 5), ((5, 5, 5, 5), 9)])
 def test_the_kernel_and_openvino_alone_compute_the_same(fills: tuple[int, ...], rows: int) -> None:
     _, specs = read_by("early", batch())

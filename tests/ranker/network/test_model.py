@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ranker.network.model import NetworkConfig, Pieces, RankerNetwork
+from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.network.pieces import Pieces
 
 SIZES = NetworkConfig(heads=3, actions=4, surfaces=2, scalars=4)
 LENGTH = 100
@@ -105,6 +106,29 @@ def test_scalars_are_standardised_with_what_was_seen(network: RankerNetwork) -> 
     network.standardise(values, values)
     assert network.pin_mean.tolist() == [2.0, 5.0, 2.0, 2.0]
     assert network.user_deviation.tolist() == [1.0, 1.0, 2.0, 1.0]  # what never varied is left alone
+
+
+def test_only_the_first_numbers_of_each_vector_are_crossed_with_the_other_features():
+    torch.manual_seed(1)
+    sizes = replace(SIZES, fusion="none", user_vector=6, cross_rank=8)
+    network = RankerNetwork(replace(sizes, crossed_dim=20)).eval()
+    before = inputs(sequence=False) | {"user_vector": torch.randn(2, 6)}
+    vectors = ("user_embedding", "query", "pin_embedding")
+    beyond, within = ({name: tensor.clone() for name, tensor in before.items()} for _ in range(2))
+    for name in vectors:
+        beyond[name][..., 20:] += 1
+        within[name][..., 19] += 1
+    assert torch.equal(network(**before), network(**beyond))
+    assert not torch.allclose(network(**before), network(**within))
+    # A network of so short vectors is the same, weight by weight.
+    short = RankerNetwork(replace(sizes, dim=20)).eval()
+    short.load_state_dict(network.state_dict())
+    cut = {name: tensor[..., :20] if name in vectors else tensor for name, tensor in before.items()}
+    assert torch.equal(network(**before), short(**cut))
+
+
+def test_a_network_crosses_no_more_numbers_than_its_vectors_have():
+    assert [replace(SIZES, crossed_dim=given).crossed for given in (0, 20, 32, 64)] == [32, 20, 32, 32]
 
 
 def test_an_untrained_network_orders_by_the_product_of_user_and_pin():
