@@ -46,8 +46,22 @@ from ranker.training.examples import Sampling
 SEEDS = (7, 8, 9)
 #: The kinds of ranker. The first is what `pinrank train` makes.
 KINDS = SVD, LONG, NETWORK = "svd", "long svd", "network"
-#: Numbers of a vector of the long SVD.
-LONG_DIM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What has the least validation loss on a dataset, of a few trainings: the same for all kinds of ranker.
+
+    Attributes:
+        long_dim: numbers of a vector of the long SVD.
+        crossed_dim: of `NetworkConfig`.
+    """
+
+    long_dim: int = 64
+    crossed_dim: int = 32
+
+
+LENGTHS = {"deskdrop": Length(256, 0)}
 #: Of the network: small batches, as the logs have few users. Its vectors begin with those of the long SVD.
 SIZES = PinNetworkSettings(variant="pooled", dim=32, trained_dim=32, own_dropped=0.3, features_kept=True)
 TRAINING = PinTraining(epochs_max=30, patience=4, batch=256, seed=SEEDS[0])
@@ -104,7 +118,9 @@ def _compared(course: Course, plan: LiftPlan, data: Path, folder: Path, seeds: t
     """Train both kinds of ranker on a dataset, and return their HIT@3 by head."""
     dataset, split = read_dataset(course.name, data), SPLITS.get(course.name, Split())
     log = action_log(dataset)
-    long = svd_until(log, producer_until_ms(log, Split()), SEEDS[0], 48 if quick else LONG_DIM)
+    length = LENGTHS.get(course.name, Length())
+    long = svd_until(log, producer_until_ms(log, Split()), SEEDS[0], 48 if quick else length.long_dim)
+    subject = Subject("late", {"crossed_dim": length.crossed_dim})
     network = NetworkVectors.of(_network(log, long, folder, quick=quick))
     kinds: dict[str, list[str]] = {}
     bundles: dict[str, Bundle] = {}
@@ -114,7 +130,7 @@ def _compared(course: Course, plan: LiftPlan, data: Path, folder: Path, seeds: t
         for seed, name in zip(seeds, kinds[kind], strict=True):
             path = folder / name
             if not path.is_dir():
-                train_subject(course, Subject("late"), dataset, plan, seed, number, path, vectors, split)
+                train_subject(course, subject, dataset, plan, seed, number, path, vectors, split)
             bundles[name] = read_bundle(path)
     sampling = Sampling(requests_max=plan.test_requests_max)
     test = score_test(bundles, log, OpenVinoEngine, sampling, SEEDS[0], split, vectors=[long, network])
