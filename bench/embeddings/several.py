@@ -17,34 +17,38 @@ from ranker.evaluation.scoring import BundleScores, ScoredTest
 
 
 def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: int, seed: int) -> dict[str, Any]:
-    """Return the mean HIT@3 of each kind by head, and what each further kind gains over the first.
+    """Return the mean HIT@3 of each kind by head, and what each kind gains over each one before it.
 
     Args:
-        test: the scores of all trainings.
-        kinds: the names of each kind's trainings among the bundles; the first is what the others are compared with.
+        test: the scores of all trainings, which predict the same heads.
+        kinds: the names of each kind's trainings among the bundles.
         resamples: the number of resamples of users.
         seed: of the resamples.
 
     Returns:
-        By head that a request counts for, and kind: `hit`, and `hits` of each training; for all but the first also
-        `lift_percent`, `low` and `high`, None where too few users have a hit of the first.
+        By head that a request counts for, and kind: `hit`, `hits` of each training, and `over` each kind before it
+        `percent`, `low` and `high`, None where too few users have a hit of that one.
     """
     counted = requests_with(test.labels, test.row_splits)
     by_training = {
         kind: np.stack([_hits(test, test.by_bundle[name]) for name in names]) for kind, names in kinds.items()
     }
-    means = [of_kind.mean(axis=0) for of_kind in by_training.values()]
-    sums = resample(test.users, np.stack([*means, counted], axis=1).reshape(len(counted), -1), resamples, seed)
+    means = np.concatenate([of_kind.mean(axis=0) for of_kind in by_training.values()], axis=1)
+    sums = resample(test.users, means, resamples, seed)
     found: dict[str, Any] = {}
     for column in np.flatnonzero(counted.any(axis=0)).tolist():
         of_head = found.setdefault(test.heads[column], {})
-        for number, (kind, of_kind) in enumerate(by_training.items()):
+        of_kinds = {kind: sums[number * len(test.heads) + column] for number, kind in enumerate(kinds)}
+        for kind, of_kind in by_training.items():
             each = of_kind[..., column].sum(axis=1) / counted[:, column].sum()
-            of_head[kind] = {"hit": float(each.mean()), "hits": each.tolist()}
-            if number:
-                base, own = sums[column], sums[number * len(test.heads) + column]
-                lift = ((own - base) / base).scaled(100).estimate()
-                of_head[kind] |= {"lift_percent": lift.value, "low": lift.low, "high": lift.high}
+            over = {one: ((of_kinds[kind] - of_kinds[one]) / of_kinds[one]).scaled(100).estimate() for one in of_head}
+            of_head[kind] = {
+                "hit": float(each.mean()),
+                "hits": each.tolist(),
+                "over": {
+                    one: {"percent": lift.value, "low": lift.low, "high": lift.high} for one, lift in over.items()
+                },
+            }
     return found
 
 

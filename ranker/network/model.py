@@ -54,8 +54,9 @@ class NetworkConfig:
     pieces_dim: int = 32
     #: Numbers of a vector.
     dim: int = 32
-    #: Numbers of a vector, from the first, that are crossed with the other features; 0 for all. More are worth their
-    #: cost only in similarities, which compare whole vectors, and in the encoder, which maps them to a smaller width.
+    #: Numbers of each vector, from the first, that are crossed with the other features; 0 for all. Similarities compare
+    #: whole vectors, and the encoder maps them to a smaller width. For long vectors that begin with what says most, as
+    #: an SVD's do, where crossing all is learned by heart or costs too much.
     crossed_dim: int = 0
     fusion: Fusion = "early"
     action_dim: int = 32
@@ -84,7 +85,7 @@ class NetworkConfig:
         return self.fusion != "none"
 
     @property
-    def crossed(self) -> int:
+    def crossed_numbers(self) -> int:
         """Numbers of each vector that are crossed with the other features."""
         return min(self.crossed_dim or self.dim, self.dim)
 
@@ -154,12 +155,12 @@ class RankerNetwork(nn.Module):
         self.encoder = _encoder(config)
         self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
-        # Of another space than the pins': mapped to theirs, it is compared with the candidate.
-        self.user_vector = nn.Linear(config.user_vector, config.crossed) if config.user_vector else None
-        mapped = config.crossed if config.user_vector else 0
-        request_width = 2 * config.crossed + of_user + config.surface_dim + mapped
+        # Of another space than the pins': mapped to theirs, to the numbers that are crossed.
+        self.user_vector = nn.Linear(config.user_vector, config.crossed_numbers) if config.user_vector else None
+        mapped = config.crossed_numbers if config.user_vector else 0
+        request_width = 2 * config.crossed_numbers + of_user + config.surface_dim + mapped
         # Pieces of the similarities are crossed in their place.
-        row_width = 3 * config.crossed + of_pin + mapped + (0 if config.pieces else config.compared)
+        row_width = 3 * config.crossed_numbers + of_pin + mapped + (0 if config.pieces else config.compared)
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.compared
         if config.pieces:
@@ -283,10 +284,10 @@ class RankerNetwork(nn.Module):
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, what `encode` returns."""
         user_scalars = _joined(user_scalars, recency, interest_importances)
-        crossed = self.config.crossed
-        if crossed < self.config.dim:  # not one more operator in the exported network
+        numbers = self.config.crossed_numbers
+        if numbers < self.config.dim:  # not one more operator in the exported network
             user_embedding, query, pin_embedding = (
-                vector[..., :crossed] for vector in (user_embedding, query, pin_embedding)
+                vector[..., :numbers] for vector in (user_embedding, query, pin_embedding)
             )
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
@@ -299,21 +300,21 @@ class RankerNetwork(nn.Module):
             pin_embedding,
             (pin_scalars - self.pin_mean) / self.pin_deviation,
             # Products of unit vectors are small compared with standardised scalars, so they are scaled up.
-            crossed * pin_embedding * asked,
-            crossed * pin_embedding * user,
+            numbers * pin_embedding * asked,
+            numbers * pin_embedding * user,
         ]
         if self.user_vector is not None:
             of_request.append(self.user_vector(user_vector))
-            of_row.append(crossed * pin_embedding * per_row(of_request[-1], row_request))
+            of_row.append(numbers * pin_embedding * per_row(of_request[-1], row_request))
         direct: list[Tensor] = []
-        numbers = [pin_scalars]
+        measured = [pin_scalars]
         if similarities is not None or interest_similarities is not None:
             similarities = _joined(similarities, interest_similarities)
-            numbers.append(similarities)
+            measured.append(similarities)
             direct.append((similarities - self.similarities_mean) / self.similarities_deviation)
             of_row += [] if self.config.pieces else direct
         if self.config.pieces:
-            direct.append(self.row_pieces(torch.cat(numbers, dim=-1)))
+            direct.append(self.row_pieces(torch.cat(measured, dim=-1)))
             of_request.append(self.user_number(self.user_pieces(user_scalars)))
             of_row.append(self.row_number(direct[-1]))
         if read is not None:

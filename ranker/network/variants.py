@@ -66,7 +66,7 @@ _DECIDED = frozenset(
 _MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank", "crossed_dim"})
 
 #: Of every variant. Bundles that were made before do not name these sizes, so their defaults are 0.
-_EVERY = MappingProxyType({"pieces": 4, "cross_rank": 32, "crossed_dim": 32})
+_EVERY = MappingProxyType({"pieces": 4, "cross_rank": 32})
 
 
 def network_overrides(name: str) -> dict[str, Any]:

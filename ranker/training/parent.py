@@ -71,7 +71,7 @@ class Parent:
 def encode_parameters(network: RankerNetwork) -> bytes:
     """Encode the sizes and parameters of a network as an npz archive of plain arrays."""
     sizes = asdict(network.config)
-    for name in ("interests", "user_vector"):
+    for name in ("interests", "user_vector", "crossed_dim"):
         if not sizes[name]:  # earlier versions of this code do not know it, and read the others
             del sizes[name]
     arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}

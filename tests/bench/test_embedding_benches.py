@@ -29,7 +29,7 @@ def test_rankers_on_both_kinds_of_vectors_are_compared(tmp_path: Path, monkeypat
     )
     scorers = raw["courses"]["toy"]["heads"]["save"]
     assert scorers.keys() == {"svd", "long svd", "network"}
-    assert "lift_percent" not in scorers["svd"]
+    assert [list(of_kind["over"]) for of_kind in scorers.values()] == [[], ["svd"], ["svd", "long svd"]]
     assert [len(of_kind["hits"]) for of_kind in scorers.values()] == [2, 2, 2]
     assert [claim.target for claim in concluded.claims] == [1.0, 0.0]
     assert "| toy | save |" in (tmp_path / "results" / "vectors_lift.md").read_text()
@@ -48,11 +48,12 @@ def test_a_kind_of_ranker_counts_as_the_mean_of_its_trainings() -> None:
     splits, users = np.array([0, 5, 10], np.int32), np.array([3, 4])
     test = ScoredTest(("save", "hide"), labels, labels, splits, users, users, by_bundle)
     found = compared(test, {"old": ["a", "b"], "new": ["a", "c"]}, 200, 7)
-    assert found["save"]["old"] == {"hit": 0.25, "hits": [0.5, 0.0]}
+    assert found["save"]["old"] == {"hit": 0.25, "hits": [0.5, 0.0], "over": {}}
     assert found["save"]["new"]["hits"] == [0.5, 1.0]
-    assert found["save"]["new"]["lift_percent"] == pytest.approx(200.0)
+    over = found["save"]["new"]["over"]["old"]
+    assert over["percent"] == pytest.approx(200.0)
     # Of two users, a quarter of the resamples has only the one whom the old kind never serves: no lift is defined.
-    assert found["save"]["new"]["low"] is None
+    assert over["low"] is None
     assert "hide" not in found
 
 

@@ -64,7 +64,10 @@ def call(behind, caller, method=RANK, metadata=(), content=None, timeout_s=20.0)
 
 
 def logged(behind, calls):
-    """Call, and return what was found with the lines of these calls: those between two calls that have no route."""
+    """Call, and return what was found with the lines of these calls: those between two calls that have no route.
+
+    Envoy has one thread here, which logs calls as they end; no other calls are made meanwhile.
+    """
     first, last = (f"/tests/{uuid4()}" for _ in range(2))
     call(behind, "feed", first, content=b"")
     found = calls()

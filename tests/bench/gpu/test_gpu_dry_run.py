@@ -78,7 +78,7 @@ def test_the_rerun_runs_the_phases_that_are_named(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what there is without a GPU")
 def test_a_real_run_without_a_gpu_measures_nothing_and_says_why(tmp_path):
-    # The first has a minute, and leaves the second what it does not need: a busy machine loads PyTorch slowly.
+    # `parity` has 60 s, and leaves `ceilings` (10 s) what it does not need: a busy machine loads PyTorch slowly.
     phases = ("parity", "ceilings", "engine", "two-engines", "served", "table")
     done = script("gpu-four-minutes.sh", "--out", tmp_path, *phases)
     assert done.returncode == 1

@@ -22,9 +22,10 @@ from kernels.fusion import inlined, parse
 from kernels.gpu import torch_backend
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.torch_backend import TorchBackend, TorchStream, open_torch
+from ranker.export.bundle import export_onnx
 from tests import tiny
 from tests.kernels.test_engines import SPECS
-from tests.ranker.exported import FORMS, batch, exported, read_by
+from tests.ranker.exported import FORMS, batch, exported, network, read_by
 
 
 def plain(network, inputs, heads, ordinal, plan):
@@ -38,6 +39,13 @@ def test_every_exported_ranker_runs_and_agrees_with_the_reference(fusion, form):
     engine = GpuEngine(plain, content, specs, 3)
     np.testing.assert_allclose(engine.run(taken), NumpyEngine(content, specs, 3).run(taken), atol=1e-4)
     assert (engine.kernel, engine.tolerance) == ("none", 0)
+
+
+def test_a_ranker_that_crosses_a_part_of_its_vectors_agrees_with_the_reference():
+    taken, specs = read_by("late", batch())
+    content = export_onnx(network("late", crossed_dim=8), taken)
+    engine = GpuEngine(plain, content, specs, 3)
+    np.testing.assert_allclose(engine.run(taken), NumpyEngine(content, specs, 3).run(taken), atol=1e-4)
 
 
 def test_the_encoder_runs_in_the_fused_kernel():

@@ -127,8 +127,18 @@ def test_only_the_first_numbers_of_each_vector_are_crossed_with_the_other_featur
     assert torch.equal(network(**before), short(**cut))
 
 
+def test_the_encoder_reads_all_numbers_of_vectors_of_which_few_are_crossed():
+    for fusion, read in (("late", ["sequence_embeddings"]), ("early", ["sequence_embeddings", "pin_embedding"])):
+        torch.manual_seed(1)
+        network = RankerNetwork(replace(SIZES, fusion=fusion, crossed_dim=20)).eval()
+        for name in read:
+            before = inputs()
+            after = before | {name: before[name] + (torch.arange(32) >= 20)}
+            assert not torch.allclose(network(**before)[:3], network(**after)[:3]), (fusion, name)
+
+
 def test_a_network_crosses_no_more_numbers_than_its_vectors_have():
-    assert [replace(SIZES, crossed_dim=given).crossed for given in (0, 20, 32, 64)] == [32, 20, 32, 32]
+    assert [replace(SIZES, crossed_dim=given).crossed_numbers for given in (0, 20, 32, 64)] == [32, 20, 32, 32]
 
 
 def test_an_untrained_network_orders_by_the_product_of_user_and_pin():

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from ranker.errors import SettingError
@@ -30,8 +28,6 @@ def test_the_published_size_is_that_of_the_paper() -> None:
 def test_a_bundle_that_does_not_name_newer_sizes_keeps_the_network_that_it_was_made_with() -> None:
     older = NetworkConfig(heads=1, actions=4, surfaces=2, scalars=4)
     assert (older.pieces, older.cross_rank, older.read_once) == (0, 0, False)
-    assert older.crossed == older.dim == 32
-    assert replace(network("late"), dim=256).crossed == 32
 
 
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are() -> None:
