@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ranker.evaluation.bootstrap import resample
-from ranker.evaluation.metrics import hits, requests_with
-from ranker.evaluation.scoring import BundleScores, ScoredTest
+from ranker.evaluation.evaluate import hits_by_head
+from ranker.evaluation.metrics import requests_with
+from ranker.evaluation.scoring import ScoredTest
 
 
 def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: int, seed: int) -> dict[str, Any]:
@@ -30,9 +31,10 @@ def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: in
         `percent`, `low` and `high`, None where too few users have a hit of that one.
     """
     counted = requests_with(test.labels, test.row_splits)
-    by_training = {
-        kind: np.stack([_hits(test, test.by_bundle[name]) for name in names]) for kind, names in kinds.items()
-    }
+    by_training: dict[str, np.ndarray] = {}
+    for kind, names in kinds.items():
+        scored = [test.by_bundle[name] for name in names]
+        by_training[kind] = np.stack([hits_by_head(test, one.heads, one.probabilities) for one in scored])
     means = np.concatenate([of_kind.mean(axis=0) for of_kind in by_training.values()], axis=1)
     sums = resample(test.users, means, resamples, seed)
     found: dict[str, Any] = {}
@@ -49,13 +51,4 @@ def compared(test: ScoredTest, kinds: Mapping[str, Sequence[str]], resamples: in
                     one: {"percent": lift.value, "low": lift.low, "high": lift.high} for one, lift in over.items()
                 },
             }
-    return found
-
-
-def _hits(test: ScoredTest, scored: BundleScores) -> np.ndarray:
-    """Return float64[R, H]: how many of the three best by each head's probability received its action."""
-    found = np.zeros((len(test.users), len(test.heads)))
-    for column, head in enumerate(test.heads):
-        scores = scored.probabilities[:, scored.heads.index(head)]
-        found[:, column] = hits(scores, test.labels[:, [column]], test.row_splits)[:, 0]
     return found

@@ -44,7 +44,7 @@ from ranker.evaluation.results import (
 from ranker.evaluation.scoring import ScoredTest, ScoringProgress, score_test
 from ranker.training.examples import Sampling
 
-__all__ = ["SLICES", "Evaluation", "evaluate"]
+__all__ = ["SLICES", "Evaluation", "evaluate", "hits_by_head"]
 
 #: Slices of users by their least number of actions before the request. The published readout takes the newest 10
 #: actions and the published sequence has 100: a cold user cannot fill the readout, and a light user cannot fill the
@@ -177,9 +177,9 @@ class _Hits:
 
     @staticmethod
     def of(test: ScoredTest, slices: list[ActivitySlice], baseline: str, resamples: int, seed: int) -> _Hits:
-        found = {(POPULARITY, "head"): _hits_by_head(test, test.heads, test.popularity)}
+        found = {(POPULARITY, "head"): hits_by_head(test, test.heads, test.popularity)}
         for name, scored in {**test.baselines, **test.by_bundle}.items():
-            found[name, "head"] = _hits_by_head(test, scored.heads, scored.probabilities)
+            found[name, "head"] = hits_by_head(test, scored.heads, scored.probabilities)
             if scored.utilities is not None:
                 found[name, "utility"] = hits(scored.utilities, test.labels, test.row_splits)
         values = np.stack([*found.values(), requests_with(test.labels, test.row_splits)], axis=1)
@@ -230,8 +230,17 @@ class _Hits:
         return self.sums[slice_index, self.orders.index((scorer, order)), column] / self.sums[slice_index, -1, column]
 
 
-def _hits_by_head(test: ScoredTest, heads: tuple[str, ...], scores: np.ndarray) -> np.ndarray:
-    """Return float64[R, H] in the order of the test's heads; each head orders the candidates by its own scores."""
+def hits_by_head(test: ScoredTest, heads: tuple[str, ...], scores: np.ndarray) -> np.ndarray:
+    """Count the actions on the three best candidates of each request, which each head orders by its own scores.
+
+    Args:
+        test: the requests.
+        heads: the H' heads that have scores.
+        scores: float[N, H'].
+
+    Returns:
+        float64[R, H] in the order of the test's heads, 0 for heads without scores.
+    """
     found = np.zeros((len(test.users), len(test.heads)))
     for column, head in enumerate(heads):
         place = test.heads.index(head)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +101,15 @@ def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
     older = replace(first, files={name: content for name, content in first.files.items() if name != PARAMETERS})
     with pytest.raises(SettingError, match="it carries no parameters.npz; train a first version without --parent"):
         Parent.of(older)
+
+
+def test_sizes_that_a_network_does_not_use_are_not_named_so_that_older_code_reads_it(first: Bundle) -> None:
+    plain, _ = decode_parameters(first.files[PARAMETERS])
+    for crossed_dim in (0, 8):
+        content = encode_parameters(RankerNetwork(replace(plain, crossed_dim=crossed_dim)))
+        named = json.loads(str(np.load(io.BytesIO(content))["config"]))
+        assert ("crossed_dim" in named) == (crossed_dim > 0)
+        assert decode_parameters(content)[0].crossed_dim == crossed_dim
 
 
 def test_versions_of_older_code_say_so(first: Bundle) -> None:

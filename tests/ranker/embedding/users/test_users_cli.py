@@ -26,21 +26,9 @@ SMALL = ("--dim", "16", "--epochs", "1", "--length-max", "16", "--loss", "dense"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_atomic(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def pins(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vectors") / "v.parquet"
-    assert run("embed", "svd", data, "--out", path, "--before", "training")[0] == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def made(data: Path, pins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(data: Path, vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("users") / "made"
-    code, output = run("embed", "users", data, "--pins", pins, "--out", folder, "--before", "training", *SMALL)
+    code, output = run("embed", "users", data, "--pins", vectors, "--out", folder, "--before", "training", *SMALL)
     assert code == 0, output
     assert "wrote the vectors of" in output
     return folder
@@ -61,9 +49,9 @@ def test_the_network_and_all_vectors_are_of_one_space_and_one_window(data: Path,
 
 
 def test_a_day_later_only_new_actions_are_read_and_the_file_is_as_if_all_were(
-    data: Path, pins: Path, made: Path, tmp_path: Path
+    data: Path, vectors: Path, made: Path, tmp_path: Path
 ) -> None:
-    again = ("embed", "user-vectors", made / "network.npz", data, "--pins", pins)
+    again = ("embed", "user-vectors", made / "network.npz", data, "--pins", vectors)
     for name, more in (("full", ()), ("new", ("--previous", made / "users.parquet"))):
         code, output = run(*again, "--out", tmp_path / f"{name}.parquet", *more)
         assert code == 0, output
@@ -116,7 +104,7 @@ def test_lists_without_times_are_sequences(tmp_path: Path) -> None:
     assert (code, "was trained on data without times" in output) == (1, True)
 
 
-def test_the_vectors_are_loaded_as_a_group_of_users(made: Path, pins: Path, tmp_path: Path) -> None:
+def test_the_vectors_are_loaded_as_a_group_of_users(made: Path, vectors: Path, tmp_path: Path) -> None:
     group = FeatureGroup.model_validate_json((made / "group.json").read_text())
     users = read_user_vectors(made / "users.parquet")
     source = Source(made / "users.parquet", group)
@@ -125,7 +113,7 @@ def test_the_vectors_are_loaded_as_a_group_of_users(made: Path, pins: Path, tmp_
     assert np.array_equal(rows.rows["vector"], users.vectors)
     for path, message in (
         (made / "pins.parquet", "has vectors of pins, and group user_vector@1 is of users"),
-        (pins, "has vectors of pins"),
+        (vectors, "has vectors of pins"),
     ):
         with pytest.raises(SourceError, match=message):
             Source(path, group)
@@ -152,7 +140,9 @@ def test_vectors_of_users_are_not_taken_for_those_of_pins(data: Path, made: Path
     assert (code, "has vectors of users, and those of pins are needed" in output) == (1, True)
 
 
-def test_vectors_of_users_are_measured_beside_means_of_pins(data: Path, made: Path, pins: Path, tmp_path: Path) -> None:
+def test_vectors_of_users_are_measured_beside_means_of_pins(
+    data: Path, made: Path, vectors: Path, tmp_path: Path
+) -> None:
     asked = ("embed", "evaluate", made / "pins.parquet", "--data", data)
     code, output = run(*asked, "--users", made / "users.parquet", "--json", tmp_path / "e.json")
     assert code == 0, output
@@ -172,5 +162,5 @@ def test_vectors_of_users_are_measured_beside_means_of_pins(data: Path, made: Pa
             scores = np.where(np.isin(own.pin_ids, known), -np.inf, own.vectors.astype(np.float32) @ vector)
             shares.append(np.isin(held, own.pin_ids[np.argsort(-scores)[:10]]).mean())
     assert found["users.parquet"]["recall"]["10"]["value"] == pytest.approx(np.mean(shares))
-    code, output = run("embed", "evaluate", pins, "--data", data, "--users", made / "users.parquet")
+    code, output = run("embed", "evaluate", vectors, "--data", data, "--users", made / "users.parquet")
     assert (code, "pass those that `pinrank embed users` wrote together" in output) == (1, True)
