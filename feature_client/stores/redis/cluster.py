@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from feature_client.stores.redis.node import RedisNode
+from feature_client.stores.redis.node import CONNECT_TIMEOUT_S, RedisNode
 from feature_client.stores.redis.replies import Command
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.redis.slots import SLOTS, slots_of
@@ -95,7 +95,7 @@ class Cluster:
         failure: StoreError = StoreUnavailableError("no Redis node is known")
         for node in list(self._nodes.values()):
             try:
-                (reply,) = await node.call([("CLUSTER", "SLOTS")], None, idempotent=True)
+                (reply,) = await node.call([("CLUSTER", "SLOTS")], CONNECT_TIMEOUT_S, idempotent=True)
                 if isinstance(reply, ResponseError):
                     raise StoreConfigError(
                         f"Redis at {node.name} is not a cluster ({reply}); use redis:// instead of redis+cluster://"

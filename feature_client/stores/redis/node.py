@@ -39,6 +39,8 @@ _SLOW_MIN_S = 0.001
 _FIRST_GUESS_S = 0.005
 #: The age at which a connection is replaced. DNS names of servers that can move usually have a similar time to live.
 AGE_MAX_S = 30.0
+#: The time limit to connect, and of the questions that come before any work: whether a server answers at all.
+CONNECT_TIMEOUT_S = 1.0
 #: The minimum time between two log lines about malformed replies of one node.
 _LOG_PAUSE_S = 10.0
 
@@ -78,7 +80,7 @@ class RedisNode:
         Args:
             url: `redis://` or `rediss://`, with user, password and options of redis-py.
             connections_max: the maximum number of connections. A call that finds none free waits within its time limit.
-            timeout_s: the time limit to connect, and of calls that set none of their own.
+            timeout_s: the time limit of calls that set none of their own. Connecting has `CONNECT_TIMEOUT_S`.
             age_max_s: the age at which a connection is replaced.
             overrides: options that override those of the URL, such as another host and port.
 
@@ -91,7 +93,7 @@ class RedisNode:
             self._pool = redis.ConnectionPool.from_url(  # only creates connections; this class tracks which are free
                 url,
                 socket_timeout=None,  # every call sets its own
-                socket_connect_timeout=timeout_s,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 0),
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),  # they need RESP3
             )
@@ -261,7 +263,7 @@ class RedisNode:
             while (old := self._expired()) is not None:
                 new = Connection(self._pool)
                 try:
-                    async with asyncio.timeout(self._timeout_s):
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
                         await new.open(self._age_max_s)
                 except (RedisError, OSError, TimeoutError) as error:
                     # For example, name resolution is down for a while. The old connections still work and stay in use.

@@ -41,7 +41,7 @@ class RedisStore:
     local = False
 
     def __init__(
-        self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
+        self, url: str, *, connections_max: int = 16, timeout_s: float = 10.0, age_max_s: float = AGE_MAX_S
     ) -> None:
         """Prepare a store; `start` connects it.
 
@@ -49,7 +49,7 @@ class RedisStore:
             url: `redis://[user:password@]host:port/db`, or `redis+cluster://[user:password@]host:port` with any node
                 of a cluster. Use `rediss` for TLS. Options of redis-py can follow after `?`.
             connections_max: the maximum number of connections per node.
-            timeout_s: the time limit to connect, and of calls that set none of their own.
+            timeout_s: the time limit of calls that set none of their own: those of commands, which can wait.
             age_max_s: the age at which a connection is replaced by a new one, for which the host name is resolved
                 again, and at which the layout of a cluster is read again.
         """

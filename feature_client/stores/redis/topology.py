@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from redis.exceptions import ResponseError
 
-from feature_client.stores.redis.node import RedisNode
+from feature_client.stores.redis.node import CONNECT_TIMEOUT_S, RedisNode
 from feature_client.stores.redis.replies import Command, failure_of
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.store import StoreUnavailableError
@@ -75,7 +75,7 @@ class SingleServer:
     async def start(self) -> None:
         node = self._new_node()
         self._nodes = {node.name: node}
-        (reply,) = await node.call([("PING",)], None, idempotent=True)
+        (reply,) = await node.call([("PING",)], CONNECT_TIMEOUT_S, idempotent=True)
         if isinstance(reply, ResponseError):
             raise failure_of(reply, "PING", node.name)
 

@@ -18,6 +18,7 @@ from feature_client.codec import RowState
 from feature_client.fetch import fetch
 from feature_client.near_cache import near_caches
 from feature_client.stores.open_store import open_store
+from feature_client.stores.redis.node import CONNECT_TIMEOUT_S
 from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 from tests import tiny
 from tests.conftest import eventually
@@ -99,6 +100,15 @@ async def test_a_killed_server_costs_features_and_comes_back_empty(own_server):
     fetched = await healthy_again(store, near)
     assert fetched.missing().candidates == len(PINS), "restarted empty: missing, and said so"
     assert fetched.stale_rows == 0
+    await store.close()
+
+
+async def test_commands_wait_for_a_server_that_pauses_for_longer_than_connecting_may_take(own_server):
+    store = open_store(own_server.url)
+    await store.start()
+    await store.multi_put([(b"a", b"1")])
+    own_server.client().client_pause(round(1.2e3 * CONNECT_TIMEOUT_S))
+    assert await store.multi_get([b"a"]) == [b"1"]
     await store.close()
 
 
