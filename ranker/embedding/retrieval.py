@@ -41,7 +41,7 @@ class Questions:
     Attributes:
         context_ids: uint64[C], ascending.
         pin_ids: uint64[P], ascending; the candidates.
-        known: what a context asks with; never an answer of it.
+        known: what a context asks with, the pin of its last edge first; never an answer of it.
         held: the right answers.
         counts: int64[P], known edges of each pin.
     """
@@ -63,7 +63,7 @@ def questions(
     """Return the contexts to ask with.
 
     Args:
-        known: the edges that a context asks with.
+        known: the edges that a context asks with, the last ones last: those of logs are in the order of their times.
         held: the edges that it should find. Those that are known, too, do not count.
         vectors: their pins are candidates besides those of the edges.
         contexts_max: maximum number of contexts, drawn by `seed`; None for all.
@@ -75,12 +75,12 @@ def questions(
     sides = [_ends(edges) for edges in (known, held)]
     context_ids = np.unique(np.concatenate([contexts for contexts, _ in sides]))
     pin_ids = np.unique(np.concatenate([*(pins for _, pins in sides), *(one.pin_ids for one in vectors)]))
-    # Each edge once, as one number.
+    # Edges as one number each.
     of_known, of_held = (
-        np.unique(np.searchsorted(context_ids, contexts) * len(pin_ids) + np.searchsorted(pin_ids, pins))
+        np.searchsorted(context_ids, contexts) * len(pin_ids) + np.searchsorted(pin_ids, pins)
         for contexts, pins in sides
     )
-    of_held = np.setdiff1d(of_held, of_known, assume_unique=True)
+    of_known, of_held = _last_first(of_known, len(pin_ids)), np.setdiff1d(of_held, of_known)
     contexts = np.intersect1d(of_known // len(pin_ids), of_held // len(pin_ids))
     if not len(contexts):
         raise DatasetError("no context has both known and held-out pins; are the identifiers of both the same?")
@@ -98,8 +98,15 @@ def _ends(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(contexts), np.concatenate(pins)
 
 
+def _last_first(edges: np.ndarray, pins: int) -> np.ndarray:
+    """Return edges as one number each, by context, every edge once, and the last of a context first."""
+    distinct, age = np.unique(edges[::-1], return_index=True)
+    ordered: np.ndarray = distinct[np.lexsort((age, distinct // pins))]
+    return ordered
+
+
 def _lists(edges: np.ndarray, contexts: np.ndarray, pins: int) -> Lists:
-    """Return the pins of these contexts, from edges as ascending numbers."""
+    """Return the pins of these contexts, from edges as numbers, by context."""
     chosen = edges[np.isin(edges // pins, contexts)]
     return Lists(np.searchsorted(chosen // pins, np.append(contexts, np.iinfo(np.int64).max)), chosen % pins)
 
@@ -167,7 +174,8 @@ def by_interests(asked: Questions, vectors: PinEmbeddings, settings: InterestSet
     """Return the scores by the cosines with the medoids of a context's known pins, near ones counting most.
 
     A score is the sum over clusters of their importance times exp((cosine - 1) / _WIDTH): how dense what is known lies
-    around a candidate. The pins of a context have no times here, so a cluster is as important as it is large.
+    around a candidate. The pins of a context have an order here, but no times, so a cluster is as important as it is
+    large.
     """
     unit, findable = _directions(asked, vectors)
 

@@ -43,7 +43,7 @@ def test_questions_are_contexts_with_known_and_with_held_out_pins():
     number, pins = asked.held.of(np.array([2, 0, 1]))
     assert number.tolist() == [0, 1, 2, 2]
     assert asked.pin_ids[pins].tolist() == [15, 12, 10, 14]  # 11 is known of 1
-    assert asked.pin_ids[asked.known.of(np.array([0]))[1]].tolist() == [10, 11]
+    assert asked.pin_ids[asked.known.of(np.array([0]))[1]].tolist() == [11, 10]
     with pytest.raises(DatasetError, match="no context has both known and held-out pins"):
         questions(KNOWN, EdgeList([(9, 10)]))
     assert questions(KNOWN, HELD, contexts_max=2).contexts == 2
@@ -104,8 +104,19 @@ def test_interests_ask_with_each_of_their_medoids_and_not_with_their_mean():
     two = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5)))
     assert two.ranks.tolist() == [0, 1, NOWHERE]
     one = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5, clusters_max=1)))
-    assert one.ranks.tolist() == [0, 2, NOWHERE]
+    assert one.ranks.tolist() == [2, 0, NOWHERE]  # of equally large clusters, that of the last pin, 11
     assert by_interests(asked, held, InterestSettings()).findable.tolist() == [True] * 5 + [False]
+
+
+def test_interests_are_those_of_a_contexts_last_pins():
+    held = vectors({10: [1, 0], 11: [0, 1], 13: [1, 0.1], 14: [-0.1, 1]})
+    last = InterestSettings(pins_max=1)
+    for known in ([(1, 11), (1, 10)], [(1, 10), (1, 11), (1, 10)]):
+        asked = questions(EdgeList(known), EdgeList([(1, 13), (1, 14)]), [held])
+        assert ranked(asked, by_interests(asked, held, last)).ranks.tolist() == [0, 1]
+        assert ranked_by_best_interest(asked, held, last).ranks.tolist() == [0, 1]
+    asked = questions(EdgeList([(1, 10), (1, 11)]), EdgeList([(1, 13), (1, 14)]), [held])
+    assert ranked(asked, by_interests(asked, held, last)).ranks.tolist() == [1, 0]
 
 
 def test_a_cluster_counts_by_its_importance():
@@ -114,9 +125,9 @@ def test_a_cluster_counts_by_its_importance():
     scorer = by_interests(asked, held, InterestSettings(distance=0.5))
     numbers = held.vectors.astype(np.float64)
     unit = numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
-    # Of two equally good pins of a cluster, the first is the medoid.
-    near = {medoid: np.exp((unit[medoid] @ unit.T - 1) / 0.4) for medoid in (0, 1)}
-    expected = near[0] / 3 + near[1] * 2 / 3
+    # Of two equally good pins of a cluster, the last is the medoid.
+    near = {medoid: np.exp((unit[medoid] @ unit.T - 1) / 0.4) for medoid in (0, 2)}
+    expected = near[0] / 3 + near[2] * 2 / 3
     assert scorer.scores(np.array([0]))[0] == pytest.approx(expected, rel=1e-2)
     assert ranked(asked, scorer).ranks.tolist() == [1, 0]
 
@@ -129,7 +140,7 @@ def test_an_oracle_takes_the_cluster_that_finds_a_pin_first():
     two = ranked_by_best_interest(asked, held, InterestSettings(distance=0.5))
     assert two.ranks.tolist() == [0, 0, 1, NOWHERE]
     one = ranked_by_best_interest(asked, held, InterestSettings(distance=0.5, clusters_max=1))
-    assert one.ranks.tolist() == [0, 3, 2, NOWHERE]
+    assert one.ranks.tolist() == [3, 0, 1, NOWHERE]  # 11 is the last pin
     merged = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5)))
     assert merged.ranks.tolist() == [0, 2, 1, NOWHERE]  # 16 is a little farther from 11 than 14, and nearer to 10
     assert two.shown.tolist() == [False, False, True, True, True, False, True]
