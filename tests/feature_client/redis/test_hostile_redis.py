@@ -138,12 +138,12 @@ def for_user(user: int) -> bytes:
     return b"this is of user %d" % user
 
 
-async def read_users(store, users):
+async def read_users(store, users, timeout_s=0.5):
     """What each got, None for a failure; values that are another's fail the test."""
     found = []
     for user in users:
         try:
-            (value,) = await store.multi_get([b"user:%d" % user], timeout_s=0.5)
+            (value,) = await store.multi_get([b"user:%d" % user], timeout_s)
         except StoreUnavailableError:
             found.append(None)
         else:
@@ -199,7 +199,7 @@ async def test_callers_that_hang_up_at_any_moment_leave_nothing_for_the_next(hos
             await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        assert await read_users(store, [turns + 1]) == [for_user(turns + 1)]
+        assert await read_users(store, [turns + 1], timeout_s=10.0) == [for_user(turns + 1)]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ async def test_a_reply_that_trickles_costs_its_budget(hostile, store):
 async def test_a_reply_in_single_bytes_is_read(hostile, store):
     hostile.pause_s = 0.0
     hostile.answer = lambda command: own_value(command) if command[0] == b"MGET" else None
-    assert await read_users(store, range(1, 4)) == [for_user(user) for user in range(1, 4)]
+    assert await read_users(store, range(1, 4), timeout_s=10.0) == [for_user(user) for user in range(1, 4)]
 
 
 WRITES = {

@@ -106,7 +106,7 @@ async def test_a_redis_that_comes_back_empty_is_read_as_missing_and_a_refill_men
 async def test_thirty_percent_missing_pins_and_a_missing_user_are_counted_one_by_one(scene):
     _, _, rank, _ = scene
     answer = await rank(
-        ranking_pb2.RankRequest(user_id=999, pin_ids=[*range(1, 15), *range(901, 907)], surface="home"), timeout=2
+        ranking_pb2.RankRequest(user_id=999, pin_ids=[*range(1, 15), *range(901, 907)], surface="home"), timeout=10
     )
     assert answer.degradation.pins_missing == 6
     assert answer.degradation.user_missing
