@@ -2,7 +2,8 @@
 
 Grocery reviews: what somebody buys later (co-save), what goes with an item (complement), and what can replace it
 (substitute). A fifth of the pairs of the latter two is held out, both directions of a pair together, and of both tasks.
-All networks read the same graph, of reviews before the training's window ends, and the same features.
+All networks read the same graph, of reviews before the training's window ends, and the same features. Each is trained
+three times, with other seeds, and counts as the mean of its trainings, by user or item.
 
 The dataset must be in `data/grocery`; create it with `pinrank data grocery SOURCE --out data/grocery`.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +33,21 @@ from ranker.embedding.pins.producer import train_producer
 from ranker.embedding.pins.tasks import GRAPH, Task, Tasks
 from ranker.embedding.pins.trained import vectors_of
 from ranker.embedding.pins.training import PinTraining
-from ranker.embedding.retrieval import (
-    Questions,
-    Ranks,
-    Scorer,
-    by_vectors,
-    questions,
-    ranked,
-    recall_difference,
-    retrieval,
-)
+from ranker.embedding.retrieval import Questions, Scorer, by_vectors, questions, ranked, recalls
+from ranker.evaluation.bootstrap import RESAMPLES, resample
 
-SEED, CUTOFF = 7, 20
+#: Of the trainings; the first is also that of the features and the intervals.
+SEEDS = (7, 8, 9)
+CUTOFF = 20
 #: By column of the items' file.
 PAIRS = {"complement": "complements:token_seq", "substitute": "substitutes:token_seq"}
 #: Share of the pairs that is held out.
 HELD_OUT = 0.2
 SIZES = PinNetworkSettings(variant="pooled", dim=64, trained_dim=64)
-TRAINING = PinTraining(epochs_max=30, patience=3, batch=512, seed=SEED)
+TRAINING = PinTraining(epochs_max=30, patience=3, batch=512)
 CAVEATS = (
     "complements and substitutes are what a shop's pages said, not what a person judged",
-    "for one training of each network; the intervals are over users and items",
+    "the intervals are over users and items, for the mean of three trainings; other seeds give others",
 )
 
 
@@ -63,13 +58,14 @@ class _Asked:
     questions: Questions
     asking: np.ndarray | None
 
-    def ranks(self, vectors: PinEmbeddings) -> tuple[Ranks, Scorer]:
+    def recalls(self, vectors: PinEmbeddings) -> np.ndarray:
+        """Return float64[C], the recall of each user or item that asks."""
         scorer = by_vectors(self.questions, vectors)
         if self.asking is not None:
             numbers = vectors.of(self.questions.pin_ids).astype(np.float32)
             asking, findable = self.asking, scorer.findable
             scorer = Scorer(lambda rows: np.where(findable, numbers[asking[rows]] @ numbers.T, -np.inf), findable)
-        return ranked(self.questions, scorer), scorer
+        return recalls(self.questions, ranked(self.questions, scorer), CUTOFF)
 
 
 def measure(*, quick: bool = False, data: Path = DATA) -> Iterator[Raw]:
@@ -77,38 +73,40 @@ def measure(*, quick: bool = False, data: Path = DATA) -> Iterator[Raw]:
     log = action_log(read_dataset("grocery", data))
     until_ms = producer_until_ms(log, Split())
     training = replace(TRAINING, epochs_max=1) if quick else TRAINING
-    raw: Raw = {"cutoff": CUTOFF, "seed": SEED, "held_out": HELD_OUT, "tasks": {}}
+    seeds = SEEDS[:2] if quick else SEEDS
+    raw: Raw = {"cutoff": CUTOFF, "seeds": list(seeds), "held_out": HELD_OUT, "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         folder = Path(temporary)
-        graph, walks, joined = neighbourhoods_until(log, until_ms, folder, svd_until(log, until_ms, SEED))
+        graph, walks, joined = neighbourhoods_until(log, until_ms, folder, svd_until(log, until_ms, SEEDS[0]))
         asked = {"co-save": _Asked(questions(LogEdges(log, until_ms), LogEdges(log, None, since_ms=until_ms)), None)}
         for name, column in PAIRS.items():
             asked[name] = _divided(data / "grocery" / "grocery.item", column, graph.pin_ids, folder, name)
         tasks = [Task(name="co-save", sets=GRAPH), *(Task(name=name, pairs=f"{name}.parquet") for name in PAIRS)]
 
-        def vectors(chosen: list[Task]) -> dict[str, PinEmbeddings]:
-            made = train_producer("bench", joined, graph, walks, Tasks(tasks=tuple(chosen)), folder, SIZES, training)
-            return vectors_of(made, joined, graph)
+        def trained(chosen: list[Task], seed: int) -> dict[str, np.ndarray]:
+            """Train one network, and return the recalls of its tasks."""
+            tasks, own = Tasks(tasks=tuple(chosen)), replace(training, seed=seed)
+            made = train_producer("bench", joined, graph, walks, tasks, folder, SIZES, own)
+            return {name: asked[name].recalls(one) for name, one in vectors_of(made, joined, graph).items()}
 
-        together = vectors(tasks)
+        together = [trained(tasks, seed) for seed in seeds]
         for task in tasks:
-            own, one = asked[task.name], vectors([task])[task.name]
-            found = {name: own.ranks(one) for name, one in (("together", together[task.name]), ("alone", one))}
-            recall = {
-                name: retrieval(own.questions, ranks, scorer, SEED).recall[CUTOFF]
-                for name, (ranks, scorer) in found.items()
-            }
-            over = recall_difference(own.questions, found["together"][0], found["alone"][0], CUTOFF, SEED)
-            raw["tasks"][task.name] = {
-                "questions": own.questions.contexts,
-                **{name: _estimate(one) for name, one in recall.items()},
-                "over": _estimate(over),
-            }
+            alone = np.stack([trained([task], seed)[task.name] for seed in seeds])
+            raw["tasks"][task.name] = _compared(np.stack([found[task.name] for found in together]), alone)
             yield raw
 
 
-def _estimate(found: Any) -> dict[str, float | None]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def _compared(together: np.ndarray, alone: np.ndarray) -> dict[str, Any]:
+    """Compare float64[S, C] recalls of S trainings each, with intervals over the C users or items."""
+    contexts = np.arange(together.shape[1])
+    columns = [np.ones(len(contexts)), together.mean(axis=0), alone.mean(axis=0)]
+    sums = resample(contexts, np.stack(columns, axis=1), RESAMPLES, SEEDS[0])
+    found = {"together": sums[1] / sums[0], "alone": sums[2] / sums[0], "over": (sums[1] - sums[2]) / sums[2]}
+    return {
+        "questions": len(contexts),
+        "each": {"together": together.mean(axis=1).tolist(), "alone": alone.mean(axis=1).tolist()},
+        **{name: asdict(one.estimate()) for name, one in found.items()},
+    }
 
 
 def _divided(path: Path, column: str, known: np.ndarray, folder: Path, name: str) -> _Asked:
@@ -138,13 +136,22 @@ def _divided(path: Path, column: str, known: np.ndarray, folder: Path, name: str
     return _Asked(found, np.searchsorted(found.pin_ids, np.unique(both["held"][:, 0])))
 
 
+def _shown(mean: Raw, each: list[float]) -> str:
+    return f"{mean['value']:.4f} ({', '.join(f'{one:.4f}' for one in each)})"
+
+
 def conclude(raw: Raw) -> Conclusion:
-    lines = ["| task | one network for all tasks | for this one | difference, 95% interval |", "|---|---|---|---|"]
+    lines = [
+        f"recall@{raw['cutoff']}: the mean of the trainings (each).",
+        "",
+        "| task | one network for all tasks | for this one | difference, 95% interval |",
+        "|---|---|---|---|",
+    ]
     summary: dict[str, float | None] = {}
     for name, found in raw["tasks"].items():
         together, alone, over = found["together"], found["alone"], found["over"]
         lines.append(
-            f"| {name} | {together['value']:.4f} | {alone['value']:.4f} | "
+            f"| {name} | {_shown(together, found['each']['together'])} | {_shown(alone, found['each']['alone'])} | "
             f"{over['value']:+.1%} [{over['low']:+.1%}, {over['high']:+.1%}] |"
         )
         summary[f"{name}: recall@{raw['cutoff']}, all tasks"] = together["value"]

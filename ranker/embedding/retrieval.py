@@ -328,6 +328,13 @@ def retrieval(asked: Questions, found: Ranks, scorer: Scorer, seed: int = 0, res
     return Retrieval(recall, (sums[at - 1] / ones).estimate(), slices, coverage, shown)
 
 
+def recalls(asked: Questions, found: Ranks, cutoff: int) -> np.ndarray:
+    """Return float64[C], the share of each context's held-out pins among its first `cutoff` answers."""
+    number, _ = asked.held.of(np.arange(asked.contexts))
+    count = np.bincount(number, found.ranks < cutoff, minlength=asked.contexts)
+    return count / np.bincount(number, minlength=asked.contexts)
+
+
 def recall_difference(
     asked: Questions, one: Ranks, other: Ranks, cutoff: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
@@ -340,14 +347,13 @@ def _resampled(asked: Questions, found: Ranks, seed: int, resamples: int) -> Res
     """Resample contexts: 1; recall by cutoff; the reciprocal rank; for each slice, its pins found and all its pins."""
     contexts = np.arange(asked.contexts)
     number, held = asked.held.of(contexts)
-    sizes = np.bincount(number, minlength=asked.contexts)
 
     def of(values: np.ndarray) -> np.ndarray:
         return np.bincount(number, values, minlength=asked.contexts)
 
     best = np.full(asked.contexts, NOWHERE)
     np.minimum.at(best, number, found.ranks)
-    columns = [np.ones(asked.contexts), *(of(found.ranks < k) / sizes for k in CUTOFFS)]
+    columns = [np.ones(asked.contexts), *(recalls(asked, found, k) for k in CUTOFFS)]
     columns.append(np.where(best < NOWHERE, 1 / (1.0 + best), 0.0))
     sliced = np.searchsorted(SLICES, asked.counts[held], side="right") - 1
     for place in range(len(SLICES)):
