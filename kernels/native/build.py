@@ -62,7 +62,7 @@ def sources_digest() -> str:
 
 
 def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
-    """Compile the library and return its path.
+    """Compile the library and return its path. One that the same compiler has made of the same is left as it is.
 
     Args:
         made: where the library goes.
@@ -78,7 +78,7 @@ def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
         for isa, flags in isas.items()
     ]
     units += [(source, "once", (_EXACT,)) for source in _ONCE]
-    return _build(made, sanitizers, units)
+    return _build(made, sanitizers, units, b"")
 
 
 def build_http2(made: Path = HTTP2_LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
@@ -91,7 +91,7 @@ def build_http2(made: Path = HTTP2_LIBRARY, sanitizers: Sequence[str] = ()) -> P
     asked = subprocess.run(preprocess, input=b"#include <nghttp2/nghttp2.h>", capture_output=True, check=False)  # noqa: S603 - fixed arguments
     if asked.returncode:
         raise Nghttp2MissingError("the headers of nghttp2 are not installed (Debian and Ubuntu: libnghttp2-dev)")
-    return _build(made, sanitizers, [("http2.cpp", "once", ())], "-lnghttp2")
+    return _build(made, sanitizers, [("http2.cpp", "once", ())], asked.stdout, "-lnghttp2")
 
 
 def _compiler() -> str:
@@ -102,19 +102,32 @@ def _compiler() -> str:
 
 
 def _build(
-    made: Path, sanitizers: Sequence[str], units: Sequence[tuple[str, str, Sequence[str]]], *linked: str
+    made: Path, sanitizers: Sequence[str], units: Sequence[tuple[str, str, Sequence[str]]], headers: bytes, *linked: str
 ) -> Path:
-    """Compile units (source, name of the variant, flags) side by side, and link them with further libraries."""
+    """Compile units (source, name of the variant, flags) side by side, and link them with further libraries.
+
+    `headers` is what the units read besides the sources.
+    """
     compiler = _compiler()
     # A sanitized encoder takes a minute to compile at -O3, and a tenth of that at -O1.
     watched = [f"-fsanitize={','.join(sanitizers)}", "-O1", "-g1", "-fno-sanitize-recover=all"] if sanitizers else []
     built_from = f'-DPINRANK_SOURCES="{sources_digest()}"'
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603 - fixed arguments
+    inputs = (compiler, version, platform.machine(), _FLAGS, watched, built_from, units, headers, linked)
+    # Each `pip install` of the repository builds it, and most have nothing new to compile.
+    mark = f"pinrank-build:{hashlib.sha256(repr(inputs).encode()).hexdigest()}"
+    if made.is_file() and mark.encode() in made.read_bytes():
+        return made
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / f"{source}.{variant}.o") for source, variant, _ in units]
         commands = [
             [compiler, *_FLAGS, *watched, built_from, *flags, "-c", str(HERE / source), "-o", object_file]
             for (source, _, flags), object_file in zip(units, objects, strict=True)
         ]
+        marked = Path(folder) / "mark.cpp"
+        marked.write_text(f'extern "C" __attribute__((visibility("default"))) const char pinrank_build[] = "{mark}";\n')
+        objects.append(f"{marked}.o")
+        commands.append([compiler, "-fPIC", "-c", str(marked), "-o", objects[-1]])
         running = [subprocess.Popen(command) for command in commands]  # noqa: S603 - fixed arguments
         for process, command in zip(running, commands, strict=True):
             if process.wait():
