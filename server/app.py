@@ -110,8 +110,9 @@ class Server:
         #: Maximum number of concurrent engine runs, on each device and in total.
         self._streams_each = config.engine_streams or default_streams(config.engine, cores())
         self._streams = self._streams_each * len(config.devices)
+        # The time limit is that of writes and counts; requests give their reads less.
         self.store: Store = open_store(
-            config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
+            config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False, timeout_s=1.0
         )
         self.recording = Recording(
             self.store,

@@ -3,7 +3,7 @@
 Grocery reviews: what somebody buys later (co-save), what goes with an item (complement), and what can replace it
 (substitute). A fifth of the pairs of the latter two is held out, both directions of a pair together, and of both tasks.
 All networks read the same graph, of reviews before the training's window ends, and the same features. Each is trained
-three times, with other seeds, and counts as the mean of its trainings, by user or item.
+with three seeds, and the recalls of a user or item are the mean of the three.
 
 The dataset must be in `data/grocery`; create it with `pinrank data grocery SOURCE --out data/grocery`.
 """
@@ -47,7 +47,7 @@ SIZES = PinNetworkSettings(variant="pooled", dim=64, trained_dim=64)
 TRAINING = PinTraining(epochs_max=30, patience=3, batch=512)
 CAVEATS = (
     "complements and substitutes are what a shop's pages said, not what a person judged",
-    "the intervals are over users and items, for the mean of three trainings; other seeds give others",
+    "the intervals are over users and items, for the mean of the trainings; other seeds give others",
 )
 
 

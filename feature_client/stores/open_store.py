@@ -8,11 +8,13 @@ from urllib.parse import unquote, urlsplit
 from feature_client.redaction import redacted
 from feature_client.stores.lmdb_store import EmbeddedStore
 from feature_client.stores.memory_store import MemoryStore
-from feature_client.stores.redis.store import RedisStore
+from feature_client.stores.redis.store import TIMEOUT_S, RedisStore
 from feature_client.stores.store import Store, StoreConfigError
 
 
-def open_store(url: str, *, read_only: bool = False, create: bool = True, lasting: bool = False) -> Store:
+def open_store(
+    url: str, *, read_only: bool = False, create: bool = True, lasting: bool = False, timeout_s: float = TIMEOUT_S
+) -> Store:
     """Return the store that a URL names. It is not started yet.
 
     `lmdb:///absolute/path` names a folder on this machine, `redis://[user:password@]host:port/db` a Redis server,
@@ -24,6 +26,7 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True, lastin
         read_only: open an `lmdb` store for reading only.
         create: create an `lmdb` store that does not exist.
         lasting: refuse a store that ends with this process. Commands whose work other processes must see set this.
+        timeout_s: the time limit of calls to Redis that set none of their own.
 
     Raises:
         StoreConfigError: the URL names no known kind of store, or a store that does not last although `lasting` is set.
@@ -44,7 +47,7 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True, lastin
                 )
             return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only, create=create)
         case "redis" | "rediss" | "redis+cluster" | "rediss+cluster":
-            return RedisStore(url)
+            return RedisStore(url, timeout_s=timeout_s)
         case "memory" if lasting:
             raise StoreConfigError(
                 "a memory:// store ends with the process that opens it, so this command would find nothing in it and "

@@ -62,7 +62,7 @@ def sources_digest() -> str:
 
 
 def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
-    """Compile the library and return its path. One that the same compiler has made of the same is left as it is.
+    """Compile the library and return its path. One that this compiler has made of the same sources and flags is kept.
 
     Args:
         made: where the library goes.
@@ -106,14 +106,15 @@ def _build(
 ) -> Path:
     """Compile units (source, name of the variant, flags) side by side, and link them with further libraries.
 
-    `headers` is what the units read besides the sources.
+    `headers` is what the preprocessor makes of the system headers that the units read and that can change.
     """
     compiler = _compiler()
     # A sanitized encoder takes a minute to compile at -O3, and a tenth of that at -O1.
     watched = [f"-fsanitize={','.join(sanitizers)}", "-O1", "-g1", "-fno-sanitize-recover=all"] if sanitizers else []
     built_from = f'-DPINRANK_SOURCES="{sources_digest()}"'
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603 - fixed arguments
-    inputs = (compiler, version, platform.machine(), _FLAGS, watched, built_from, units, headers, linked)
+    steps = Path(__file__).read_bytes()
+    inputs = (steps, compiler, version, platform.machine(), _FLAGS, watched, built_from, units, headers, linked)
     # Each `pip install` of the repository builds it, and most have nothing new to compile.
     mark = f"pinrank-build:{hashlib.sha256(repr(inputs).encode()).hexdigest()}"
     if made.is_file() and mark.encode() in made.read_bytes():

@@ -63,7 +63,7 @@ def questions(
     """Return the contexts to ask with.
 
     Args:
-        known: the edges that a context asks with, the last ones last: those of logs are in the order of their times.
+        known: the edges that a context asks with, the oldest first: in the order of their times, or of their file.
         held: the edges that it should find. Those that are known, too, do not count.
         vectors: their pins are candidates besides those of the edges.
         contexts_max: maximum number of contexts, drawn by `seed`; None for all.
@@ -237,7 +237,8 @@ def _clusters(
         if not len(own):
             yield own, np.zeros(0)
             continue
-        found = interests_of(unit[own], np.zeros(len(own), np.int64), settings)
+        # Milliseconds apart: as important, but of equal clusters that with the last pin comes first.
+        found = interests_of(unit[own], np.arange(len(own)), settings)
         yield own[found.medoids], found.importances
 
 

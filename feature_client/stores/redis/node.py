@@ -39,7 +39,7 @@ _SLOW_MIN_S = 0.001
 _FIRST_GUESS_S = 0.005
 #: The age at which a connection is replaced. DNS names of servers that can move usually have a similar time to live.
 AGE_MAX_S = 30.0
-#: The time limit to connect, and of the questions that come before any work: whether a server answers at all.
+#: The time limit to connect (TCP and TLS), and of what is asked before any work: whether a server answers at all.
 CONNECT_TIMEOUT_S = 1.0
 #: The minimum time between two log lines about malformed replies of one node.
 _LOG_PAUSE_S = 10.0

@@ -20,6 +20,8 @@ from feature_client.stores.store import Change, StoreConfigError, StoreUnavailab
 
 _log = structlog.get_logger(__name__)
 
+#: The time limit of calls that set none of their own: long enough for a server that pauses or is busy.
+TIMEOUT_S = 10.0
 _PUT_CHUNK = 1_000
 #: The maximum number of keys per MGET. Larger reads use several connections so that none blocks the server for long.
 _GET_CHUNK = 1_000
@@ -41,7 +43,7 @@ class RedisStore:
     local = False
 
     def __init__(
-        self, url: str, *, connections_max: int = 16, timeout_s: float = 10.0, age_max_s: float = AGE_MAX_S
+        self, url: str, *, connections_max: int = 16, timeout_s: float = TIMEOUT_S, age_max_s: float = AGE_MAX_S
     ) -> None:
         """Prepare a store; `start` connects it.
 
@@ -49,7 +51,7 @@ class RedisStore:
             url: `redis://[user:password@]host:port/db`, or `redis+cluster://[user:password@]host:port` with any node
                 of a cluster. Use `rediss` for TLS. Options of redis-py can follow after `?`.
             connections_max: the maximum number of connections per node.
-            timeout_s: the time limit of calls that set none of their own: those of commands, which can wait.
+            timeout_s: the time limit of calls that set none of their own.
             age_max_s: the age at which a connection is replaced by a new one, for which the host name is resolved
                 again, and at which the layout of a cluster is read again.
         """

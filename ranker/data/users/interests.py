@@ -73,6 +73,7 @@ def interests_of(vectors: np.ndarray, ages_ms: np.ndarray, settings: InterestSet
     count = len(unit)
     found = np.zeros(1, np.int64)
     if count > 1:
+        # Given vectors, linkage warns where those of few pins look like distances.
         found = fcluster(linkage(pdist(unit), "ward"), settings.distance, "distance").astype(np.int64) - 1
     sizes = int(found.max()) + 1
     weight = np.exp2(-np.maximum(ages_ms, 0) / (settings.half_life_days * _DAY_MS))

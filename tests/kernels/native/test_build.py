@@ -27,6 +27,9 @@ def test_a_library_is_compiled_again_only_if_something_has_changed(tmp_path, mon
     monkeypatch.setattr(module, "_FLAGS", (*module._FLAGS, "-g1"))
     assert compiled()
     assert not compiled()
+    monkeypatch.setattr(module, "sources_digest", lambda: "of other sources")
+    assert compiled()
+    assert not compiled()
     made.write_bytes(made.read_bytes()[:1000])
     assert compiled()
     other = tmp_path / "c++"

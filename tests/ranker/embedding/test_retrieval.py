@@ -117,6 +117,12 @@ def test_interests_are_those_of_a_contexts_last_pins():
         assert ranked_by_best_interest(asked, held, last).ranks.tolist() == [0, 1]
     asked = questions(EdgeList([(1, 10), (1, 11)]), EdgeList([(1, 13), (1, 14)]), [held])
     assert ranked(asked, by_interests(asked, held, last)).ranks.tolist() == [1, 0]
+    pairs = vectors({10: [1, 0], 11: [0, 1], 13: [1, 0.1], 14: [-0.1, 1], 20: [1, 0.01], 21: [0.01, 1]})
+    one = InterestSettings(distance=0.5, clusters_max=1)
+    for known, ranks in (([10, 11, 21, 20], [0, 1]), ([20, 21, 11, 10], [0, 1]), ([10, 20, 11, 21], [1, 0])):
+        asked = questions(EdgeList([(1, pin) for pin in known]), EdgeList([(1, 13), (1, 14)]), [pairs])
+        found = ranked(asked, by_interests(asked, pairs, one)).ranks.tolist()
+        assert found == ranks, "of equally large clusters, that with the last pin counts"
 
 
 def test_a_cluster_counts_by_its_importance():
