@@ -86,11 +86,13 @@ inline Vector multiply_add(Integers a, Integers b, Vector sum) {
   return fused(a << 16, b << 16, fused(a & ODD, b & ODD, flushed(sum)));
 }
 
+typedef uint32_t Bits __attribute__((vector_size(WIDTH * 4)));
+
 // The bits of a bf16 number, in the lower half.
 inline Integers rounded(Vector value) {
-  const Integers bits = (Integers)flushed(value);
-  const Integers near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
-  return (value == value ? near : quiet) & 0xffff;
+  const Bits bits = (Bits)flushed(value);  // unsigned, as the largest NaNs overflow here
+  const Bits near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
+  return value == value ? (Integers)near : (Integers)quiet;
 }
 
 inline Integers zipped(Vector even, Vector odd) { return rounded(even) | rounded(odd) << 16; }

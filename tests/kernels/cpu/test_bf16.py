@@ -50,6 +50,16 @@ def test_native_products_equal_numpys_to_the_bit(isa: int, given_matrices) -> No
     assert equal_to_the_bit(native(isa, *given_matrices), product(*given_matrices))
 
 
+@pytest.mark.parametrize("isa", range(len(instruction_sets("bf16"))))
+@pytest.mark.parametrize("bits", [0x7FFF_FFFF, 0xFFFF_FFFF, 0x7F80_0001])
+def test_any_nan_makes_its_row_a_nan(isa: int, bits: int) -> None:
+    left = np.ones((2, 16), np.float32)
+    left[1, 3] = np.array(bits, np.uint32).view(np.float32)
+    found = native(isa, left, np.ones((16, 16), np.float32))
+    assert (found[0] == 16).all()
+    assert np.isnan(found[1]).all()
+
+
 @given(st.floats(width=32, allow_nan=False))
 def test_a_number_is_rounded_to_the_nearest_of_eight_bits_and_ties_go_to_even(value: float) -> None:
     number = np.array(value, np.float32)

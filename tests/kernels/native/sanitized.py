@@ -29,7 +29,7 @@ def http2_library_beside(checked: Path) -> Path:
 
 
 def run_tests(files: list[str]) -> int:
-    return pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-profile=sanitized", *files])
+    return pytest.main(["-q", "-s", "-p", "no:cacheprovider", "--hypothesis-profile=sanitized", *files])
 
 
 def run_threads() -> None:
